@@ -1,0 +1,83 @@
+"""What a pass must leave alone: context managers that keep the second pass of a sharp step without a trace."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+RandomStates = list[tuple[torch.device, Tensor]]
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Whether `DistributedDataParallel` averages gradients over the ranks; round forward and backward alike."""
+    with ExitStack() as stack:
+        if not enabled:
+            for module in model.modules():
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+        yield
+
+
+@contextmanager
+def gradients_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Zero gradients inside; on leaving, what was there before is added to what the body left."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # Copies, not the tensors themselves: under DDP a gradient can be a view of a bucket that the body overwrites.
+    before = [g.clone() for g in gradients]
+    if gradients:
+        torch._foreach_zero_(gradients)
+    try:
+        yield
+    finally:
+        if gradients:
+            torch._foreach_add_(gradients, before)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Every buffer of the model is afterwards as it was before: in value, and the same tensor also where rebound."""
+    with torch.no_grad():
+        kept = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if kept:
+                torch._foreach_copy_([buffer for _, _, buffer, _ in kept], [value for *_, value in kept])
+            for module, name, buffer, _ in kept:
+                module._buffers[name] = buffer
+
+
+def random_states(devices: Iterable[torch.device]) -> RandomStates:
+    """The state of torch's global generators: the CPU's, and that of each accelerator among the devices."""
+    accelerators = sorted({device for device in devices if device.type != "cpu"}, key=str)
+    states = [(torch.device("cpu"), torch.get_rng_state())]
+    return states + [(device, torch.get_device_module(device).get_rng_state(device)) for device in accelerators]
+
+
+def set_random_states(states: RandomStates) -> None:
+    """Put torch's global generators back to `random_states`."""
+    for device, state in states:
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def replayed_random_numbers(states: RandomStates) -> Iterator[None]:
+    """The random numbers that were drawn from these states on, once more; the generators stand as before afterwards."""
+    now = random_states(device for device, _ in states)
+    set_random_states(states)
+    try:
+        yield
+    finally:
+        set_random_states(now)

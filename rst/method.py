@@ -1,0 +1,306 @@
+"""The method: Randomized Sharpness-Aware Training (RST) and its general form G-RST.
+
+Each step t draws a gate X_t ~ Bernoulli(p(t)). With the clean gradient g = ∇L(θ), the perturbed gradient
+g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step is (eq. 5, 7, 9)
+
+    g_t = g                      if X_t = 0      one pass
+    g_t = (1 - c) g + c g_s      if X_t = 1      two passes
+
+    scheme    p(t)            c = γ/ρ                            Table 5
+    SGD       0               -
+    SAM       1               1
+    GNR       1               free
+    RST       any schedule    1
+    G-RST     any schedule    free; "auto" is 1 / mean of p(t)
+
+`RST` leaves g_t in ``.grad``. Everything after that (clipping, optimizer, learning rate, loss scaling, checkpoints) is
+the user's own and stays as it is.
+"""
+
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rst.guards import gradient_sync, gradients_set_aside, kept_buffers, random_states, replayed_random_numbers
+from rst.schedules import Schedule
+from rst.streams import stream
+
+ScheduleLike = Schedule | Callable[[int, int | None], float]
+
+
+class RST:
+    """Randomized sharpness-aware training of a model, in a training loop of one's own.
+
+        for weight in method.passes():                  # one pass, or two on a sharp step
+            loss = criterion(model(x), y)
+            (weight * loss).backward()
+        optimizer.step(); optimizer.zero_grad()
+
+    Args:
+        model: the network as it is called, so with its `DistributedDataParallel` wrapper where there is one.
+        rho: radius ρ >= 0 of the perturbation, in the 2-norm over all parameters; or a callable (t, total_steps) -> ρ.
+        schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
+        gamma_ratio: c = γ/ρ >= 0. "auto" is 1 / mean of p(t), with which the expected gradient is SAM's (eq. 8).
+        total_steps: T, the number of optimizer steps; may be left out with a constant schedule.
+        seed: of the gate, which is a function of (seed, t) alone: equal on every rank, and nested in p.
+        sync_perturbation: with DDP, perturb along the gradient averaged over the ranks, not along each rank's own.
+        normalise_clean: mix (1 - c) g/‖g‖ + c g_s, as the authors' later code does, in place of eq. 7. Not together
+            with a loss scaler, whose scale the first term would lose.
+
+    Raises:
+        ValueError: a value outside its range, p(t) outside [0, 1] at some t, or parameters that are not whole here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rho: float | Callable[[int, int | None], float],
+        schedule: ScheduleLike,
+        gamma_ratio: float | str = 1.0,
+        total_steps: int | None = None,
+        seed: int = 0,
+        sync_perturbation: bool = False,
+        normalise_clean: bool = False,
+    ) -> None:
+        self.model = model
+        self.rho = rho if callable(rho) else _at_least_zero("rho", rho)
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.seed = seed
+        self.sync_perturbation = sync_perturbation
+        self.normalise_clean = normalise_clean
+        self.t = 0
+        self._open: weakref.ref[Generator[float, None, None]] | None = None
+        _whole_parameters(model)
+        _warn_if_unwrapped(model)
+
+        if total_steps is None:
+            if not (isinstance(schedule, Schedule) and schedule.steady):
+                raise ValueError(f"schedule {schedule} needs total_steps, the number of optimizer steps.")
+            self.expected_extra_propagations = schedule.mean()
+        else:
+            if not (isinstance(total_steps, int) and total_steps >= 1):
+                raise ValueError(f"total_steps must be an integer from 1, got {total_steps!r}.")
+            p = _probabilities(schedule, total_steps)
+            self._gate = _uniforms(seed, total_steps) < p
+            self.expected_extra_propagations = math.fsum(p.tolist()) / total_steps
+            self._warn_if_the_gate_is_stuck()
+        if gamma_ratio == "auto":
+            if self.expected_extra_propagations == 0:
+                raise ValueError(f"gamma_ratio 'auto' is 1 / mean of p(t), and schedule {schedule} never opens.")
+            gamma_ratio = 1 / self.expected_extra_propagations
+        self.gamma_ratio = _at_least_zero("gamma_ratio", gamma_ratio)
+
+    # ------------------------------------------------------------------------------------------------ the gate
+
+    @property
+    def gate(self) -> Tensor:
+        """X_t for every step of the training (eq. 2): bool [total_steps], on the CPU."""
+        if self.total_steps is None:
+            raise ValueError("the gate of the whole training needs total_steps.")
+        return self._gate
+
+    @property
+    def sharp(self) -> bool:
+        """Whether step t, the next one, is sharp: u_t < p(t)."""
+        if self.total_steps is None:
+            return _uniform(self.seed, self.t) < self.schedule(self.t, None)
+        if self.t >= self.total_steps:
+            raise ValueError(f"step {self.t} is past the end of the training: total_steps is {self.total_steps}.")
+        return bool(self._gate[self.t])
+
+    @property
+    def realised_extra_propagations(self) -> float:
+        """Share of sharp steps: of the whole training where total_steps is known, else of the steps done so far."""
+        if self.total_steps is not None:
+            return self._gate.double().mean().item()
+        if self.t == 0:
+            return 0.0
+        return (_uniforms(self.seed, self.t) < self.expected_extra_propagations).double().mean().item()
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    def passes(self, advance: bool = True) -> Iterator[float]:
+        """The passes of step t: yields the weight of each one's loss, 1 for the clean pass and c for the perturbed.
+
+        The body runs forward and ``(weight * loss).backward()``; it may hold a loss scaler, or a loop over
+        micro-batches that share one perturbation. t advances when the last pass has ended without an error. With
+        ``advance=False`` the step stays open: its gradient is kept, unsynchronised under DDP, and the next `passes`
+        adds to it.
+
+        In the perturbed pass dropout repeats its masks; after it, weights and buffers are as the clean pass left them.
+        """
+        self.restore()
+        passes = self._passes(self.sharp, advance)
+        # Weakly: a loop that an exception ends must let go of its passes, and so restore the weights, at once.
+        self._open = weakref.ref(passes)
+        return passes
+
+    def _passes(self, sharp: bool, advance: bool) -> Generator[float, None, None]:
+        model, c = self.model, self.gamma_ratio
+        # Inside one autocast region round the step, low-precision copies of the weights would outlive their change.
+        torch.clear_autocast_cache()
+        if not sharp:
+            with gradient_sync(model, enabled=advance):
+                yield 1.0  # g
+        else:
+            parameters = _whole_parameters(model)
+            states = random_states(p.device for p in parameters)
+            with ExitStack() as perturbed_pass:
+                with gradients_set_aside(parameters), gradient_sync(model, enabled=self.sync_perturbation):
+                    yield 1.0  # g
+                    norm = perturbed_pass.enter_context(perturbed(parameters, self._rho()))
+                    # What stays of the clean gradient; in place, and the perturbed pass accumulates onto it. Zero at
+                    # c = 1, but not where g is infinite: an overflow is still there for a loss scaler to find.
+                    clean = [p.grad for p in parameters if p.grad is not None]
+                    torch._foreach_mul_(clean, (1 - c) / (norm + EPSILON) if self.normalise_clean else 1 - c)
+                perturbed_pass.enter_context(kept_buffers(model))
+                perturbed_pass.enter_context(replayed_random_numbers(states))
+                perturbed_pass.enter_context(gradient_sync(model, enabled=advance))
+                yield c  # c g_s
+        if advance:
+            self.t += 1
+
+    def backward(self, closure: Callable[[], Tensor], advance: bool = True) -> Tensor:
+        """All passes of step t in one line; ``closure()`` runs the forward pass. Returns the clean loss, detached."""
+        losses = []
+        for weight in self.passes(advance):
+            loss = closure()
+            (weight * loss).backward()
+            losses.append(loss.detach())
+        return losses[0]
+
+    def restore(self) -> None:
+        """Take back a perturbation that is still open, as an exception can leave it; without effect otherwise."""
+        passes = self._open() if self._open is not None else None
+        if passes is not None:
+            passes.close()
+
+    # ----------------------------------------------------------------------------------------------- the state
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs: t. The gate follows from the seed."""
+        self.restore()
+        return {"t": self.t}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.restore()
+        self.t = state["t"]
+
+    def _rho(self) -> float:
+        return self.rho(self.t, self.total_steps) if callable(self.rho) else self.rho
+
+    def _warn_if_the_gate_is_stuck(self) -> None:
+        realised = self.realised_extra_propagations
+        if realised in (0, 1) and realised != self.expected_extra_propagations:
+            warnings.warn(
+                f"schedule {self.schedule} expects {self.expected_extra_propagations:.3g} sharp steps a step, but the "
+                f"gate of seed {self.seed} is {'always' if realised else 'never'} open in {self.total_steps} steps.",
+                stacklevel=3,
+            )
+
+
+# ------------------------------------------------------------------------------------------------ the perturbation
+
+EPSILON = 1e-12
+"""Added to ‖g‖, so that a zero gradient perturbs nothing."""
+
+
+@contextmanager
+@torch.no_grad()
+def perturbed(parameters: list[Tensor], rho: float) -> Iterator[Tensor]:
+    """Inside, θ + ρ g/‖g‖ with g from ``.grad`` (Algorithm 1, line 8); afterwards θ, to the bit.
+
+    Gives ‖g‖, the 2-norm over all parameters. Where it is not finite nothing is perturbed. One buffer of the size of
+    the parameters (the saved θ), no further temporary, no wait for the device.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise RuntimeError(
+            "the clean pass left no gradient: call (weight * loss).backward() in the loop over passes()."
+        )
+    precision = torch.promote_types(gradients[0].dtype, torch.float32)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, precision)))
+    scale = (rho / (norm + EPSILON)).nan_to_num(nan=0.0, posinf=0.0)
+    saved = [p.clone() for p in parameters]
+    try:
+        torch._foreach_copy_(parameters, gradients)
+        torch._foreach_mul_(parameters, scale)
+        for step in parameters:
+            step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # an infinite gradient times a scale of zero
+        torch._foreach_add_(parameters, saved)
+        torch.clear_autocast_cache()
+        yield norm
+    finally:
+        torch._foreach_copy_(parameters, saved)
+        torch.clear_autocast_cache()
+
+
+# -------------------------------------------------------------------------------------------------------- the draws
+
+_BLOCK = 1024
+
+
+@lru_cache(maxsize=8)
+def _uniform_block(seed: int, block: int) -> Tensor:
+    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block))
+
+
+def _uniform(seed: int, t: int) -> float:
+    """u_t, uniform on [0, 1): a function of (seed, t) alone, whatever the length of the training."""
+    return _uniform_block(seed, t // _BLOCK)[t % _BLOCK].item()
+
+
+def _uniforms(seed: int, steps: int) -> Tensor:
+    """u_t for t < steps."""
+    return torch.cat([_uniform_block(seed, block) for block in range(-(-steps // _BLOCK))])[:steps]
+
+
+def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
+    p = torch.tensor([schedule(t, total_steps) for t in range(total_steps)], dtype=torch.float64)
+    outside = ((p < 0) | (p > 1) | p.isnan()).nonzero().flatten().tolist()
+    if outside:
+        t = outside[0]
+        raise ValueError(f"schedule {schedule} gives p = {p[t].item():g} at t = {t}: p must lie in [0, 1].")
+    return p
+
+
+# ------------------------------------------------------------------------------------------------------- the checks
+
+
+def _at_least_zero(name: str, value: float | str) -> float:
+    if isinstance(value, (bool, str)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number from 0, got {value!r}.")
+    return float(value)
+
+
+def _whole_parameters(model: nn.Module) -> list[Tensor]:
+    """The trainable parameters, which must be whole and on one device, or ‖g‖ would be that of a part of them."""
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    if any(hasattr(p, "device_mesh") for p in parameters) or any(
+        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
+    ):
+        raise ValueError("parameters are sharded over ranks (DTensor, FSDP): use DistributedDataParallel.")
+    if len({p.device for p in parameters}) > 1:
+        raise ValueError("parameters are on several devices: put the whole model on one.")
+    return parameters
+
+
+def _warn_if_unwrapped(model: nn.Module) -> None:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return
+    if not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        warnings.warn(
+            "there are several ranks, but the model is not wrapped: give RST the DistributedDataParallel module.",
+            stacklevel=3,
+        )
