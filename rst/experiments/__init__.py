@@ -1,0 +1,1 @@
+"""Experiments as data: configs, run records, tables of runs."""

@@ -1,0 +1,221 @@
+"""Configs: composed from ``configs/``, resolved, and checked before any work is done."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rst.schedules import Schedule
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class InputError(Exception):
+    """Bad input: one sentence that says what is wrong, where, and what to write instead."""
+
+
+@contextmanager
+def bad_input(prefix: str = "") -> Iterator[None]:
+    """Errors of the user's input inside, and Hydra's many-line messages, become an `InputError`."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(prefix + one_sentence(error)) from error
+    except (ValueError, OSError) as error:
+        raise InputError(prefix + str(error)) from error
+
+
+def load_config(overrides: Sequence[str]) -> DictConfig:
+    """The config of ``python train.py *overrides``, resolved and checked."""
+    with bad_input(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)
+    return resolve(composed)
+
+
+def resolve(composed: DictConfig) -> DictConfig:
+    """A plain, checked copy of a composed config, without interpolations and without Hydra's own node."""
+    with bad_input():
+        plain = {key: composed[key] for key in composed if key != "hydra"}
+        for key in plain:
+            if OmegaConf.is_config(plain[key]):
+                plain[key] = OmegaConf.to_container(plain[key], resolve=True)
+    cfg = OmegaConf.create(plain)
+    check(cfg)
+    return cfg
+
+
+# ----------------------------------------------------------------------------------------- what follows from a config
+
+
+def schedule_of(cfg: DictConfig) -> Schedule:
+    """p(t)."""
+    with bad_input("schedule: "):
+        schedule: Schedule = instantiate(cfg.schedule)
+    return schedule
+
+
+def steps_per_epoch(cfg: DictConfig) -> int:
+    """Whole batches in the training images that are not held out."""
+    return (cfg.dataset.train_images - cfg.dataset.validation) // cfg.recipe.batch_size
+
+
+def total_steps(cfg: DictConfig) -> int:
+    """T."""
+    return cfg.recipe.epochs * steps_per_epoch(cfg)
+
+
+def gamma_ratio(cfg: DictConfig) -> float:
+    """c = γ/ρ, with "auto" resolved to 1 / mean of p(t)."""
+    if cfg.scheme.gamma_ratio != "auto":
+        return float(cfg.scheme.gamma_ratio)
+    return 1 / schedule_of(cfg).mean(total_steps(cfg))
+
+
+# ------------------------------------------------------------------------------------------------------- the checks
+
+
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value fits, and what to write where it does not."""
+
+
+def _number(low: float, high: float = math.inf, integer: bool = False) -> Rule:
+    def fits(value: Any) -> bool:
+        number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+        return number and low <= value <= high and value < math.inf
+
+    upper = f" to {high:g}" if high < math.inf else ""
+    return fits, f"{'an integer' if integer else 'a number'} from {low:g}{upper}"
+
+
+def _optional(rule: Rule) -> Rule:
+    return lambda value: value is None or rule[0](value), f"null or {rule[1]}"
+
+
+def _one_of(*values: Any) -> Rule:
+    return lambda value: value in values, "one of " + ", ".join("null" if v is None else str(v) for v in values)
+
+
+_FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
+_TEXT: Rule = (lambda value: isinstance(value, str) and value != "", "a text")
+
+RULES: dict[str, Rule] = {
+    "seed": _number(0, integer=True),
+    "device": _TEXT,
+    "autocast": _one_of(None, "bfloat16", "float16"),
+    "channels_last": _FLAG,
+    "compile": _FLAG,
+    "deterministic": _FLAG,
+    "evaluate": _optional(_TEXT),
+    "evaluate_every": _number(1, integer=True),
+    "paths.data": _TEXT,
+    "paths.cache": _TEXT,
+    "paths.runs": _TEXT,
+    "wandb.mode": _one_of("online", "offline", "disabled"),
+    "wandb.project": _TEXT,
+    "dataset.root": _TEXT,
+    "dataset.train_images": _number(1, integer=True),
+    "dataset.test_images": _number(1, integer=True),
+    "dataset.validation": _number(0, integer=True),
+    "dataset.label_noise": _number(0, 1),
+    "augmentation.flip": _FLAG,
+    "augmentation.crop_padding": _number(0, integer=True),
+    "augmentation.cutout": _number(0, integer=True),
+    "augmentation.cutout_per_image": _FLAG,
+    "augmentation.mixup_alpha": _number(0),
+    "optimizer.lr": _number(0),
+    "optimizer.weight_decay": _number(0),
+    "scheme.gamma_ratio": (lambda value: value == "auto" or _number(0)[0](value), "auto or a number from 0"),
+    "scheme.normalise_clean": _FLAG,
+    "variant.rho": _number(0),
+    "recipe.epochs": _number(1, integer=True),
+    "recipe.batch_size": _number(1, integer=True),
+    "recipe.perturbation_batch": _optional(_number(1, integer=True)),
+    "recipe.clip_norm": _optional(_number(0)),
+    "recipe.warmup_epochs": _number(0),
+    "recipe.l2": _number(0),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise `InputError` at the first key that is out of its range, or at odds with another."""
+    for key, (fits, wanted) in RULES.items():
+        value = OmegaConf.select(cfg, key)
+        if not fits(value):
+            raise InputError(f"{key}={value}: write {wanted}.")
+
+    scheme, recipe, data = cfg.scheme, cfg.recipe, cfg.dataset
+    schedule, needed = schedule_of(cfg), {"sgd": 0.0, "sam": 1.0, "gnr": 1.0}.get(scheme.name)
+    if needed is not None and not (schedule.steady and schedule.mean() == needed):
+        raise InputError(
+            f"scheme={scheme.name} means p = {needed:g} at every step, but the schedule is {schedule}: "
+            "leave the schedule out, or take scheme=rst or scheme=grst."
+        )
+    if scheme.name in ("sam", "rst") and scheme.gamma_ratio != 1:
+        raise InputError(
+            f"scheme={scheme.name} means scheme.gamma_ratio=1, not {scheme.gamma_ratio}: "
+            f"take scheme={'gnr' if scheme.name == 'sam' else 'grst'}."
+        )
+    if scheme.name == "gnr" and scheme.gamma_ratio == "auto":
+        raise InputError("scheme.gamma_ratio=auto would make GNR into SAM: give a number.")
+
+    kept = data.train_images - data.validation
+    if recipe.batch_size > kept:
+        raise InputError(
+            f"recipe.batch_size={recipe.batch_size} is larger than the {kept} training images "
+            "(dataset.train_images - dataset.validation): take a smaller batch or more images."
+        )
+    if recipe.perturbation_batch and recipe.batch_size % recipe.perturbation_batch:
+        raise InputError(
+            f"recipe.perturbation_batch={recipe.perturbation_batch} does not divide "
+            f"recipe.batch_size={recipe.batch_size}: take a divisor, or null for the whole batch."
+        )
+    if recipe.warmup_epochs > recipe.epochs:
+        raise InputError(
+            f"recipe.warmup_epochs={recipe.warmup_epochs} is longer than the run of "
+            f"recipe.epochs={recipe.epochs}: shorten the warm-up."
+        )
+    if scheme.name == "grst" and schedule.mean(total_steps(cfg)) == 0:
+        raise InputError(
+            f"scheme=grst on schedule {schedule} never takes a sharp step in {total_steps(cfg)} steps: "
+            "take another schedule, or scheme=sgd."
+        )
+    torch_device(cfg)
+
+
+def torch_device(cfg: DictConfig) -> torch.device:
+    """The device of the run: "auto" is CUDA where there is one."""
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(cfg.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={cfg.device} does not exist here: take device=cpu or device=auto.") from error
+    return device
+
+
+def one_sentence(error: Exception) -> str:
+    """What Hydra has to say: of an unknown choice or key with what there is, of a failed builder in its own words."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return str(error.__cause__)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
+    first = next(line.strip() for line in str(error).splitlines() if line.strip())
+    unknown = re.fullmatch(r"Could not override '(.+)'\.?", first)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], RULES, n=1)
+        return f"there is no key {unknown[1]}" + (f": did you mean {near[0]}?" if near else ": see --cfg job for all.")
+    return first.rstrip(".") + "."

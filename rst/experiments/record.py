@@ -1,0 +1,191 @@
+"""The run record: one folder a run, named by what determines its result.
+
+results/runs/<id>/
+    config.yaml        resolved
+    environment.json   versions, commit, device, digest of the data
+    metrics.jsonl      append-only, one object an epoch
+    checkpoint.pt      where to continue
+    summary.json       written last, by rename: its presence means done
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from rst.experiments.config import InputError, bad_input, gamma_ratio, schedule_of, total_steps
+
+ADDED_LATER: dict[str, Any] = {}
+"""Keys of `identity` that older records lack, with the default that those had: left out of the hash where equal to
+it, so that the records keep their ids."""
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """What determines the result of a run: not the names of schemes, not the device, paths, speed or logging.
+
+    p(t) and c stand for schedule and scheme, with "auto" resolved. At p = 0 nothing of the perturbation matters, so
+    that all tables share their SGD baselines.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    data, recipe = plain["dataset"], plain["recipe"]
+    schedule = schedule_of(cfg)
+    method: dict[str, Any] = {"p": schedule.name}
+    if schedule.mean(total_steps(cfg)) > 0:
+        c = gamma_ratio(cfg)
+        method |= {"gamma_ratio": float(f"{c:.12g}"), "variant": plain["variant"]}
+        method["normalise_clean"] = cfg.scheme.normalise_clean and c != 1
+    return {
+        "network": cfg.network,
+        "model": plain["model"],
+        "dataset": {key: value for key, value in data.items() if key not in ("root", "source")},
+        "images": "digits" if data["source"] == "digits" else data["name"],
+        "augmentation": plain["augmentation"],
+        "optimizer": plain["optimizer"],
+        "recipe": {key: value for key, value in recipe.items() if key != "rho"},
+        "method": method,
+        "seed": cfg.seed,
+        "autocast": cfg.autocast,
+    }
+
+
+def run_id(cfg: DictConfig) -> str:
+    """A readable prefix, and ten digits of the hash of `identity`."""
+    what = identity(cfg)
+    for key, default in ADDED_LATER.items():
+        node, _, leaf = key.rpartition(".")
+        owner = what[node] if node else what
+        if owner.get(leaf) == default:
+            del owner[leaf]
+    text = json.dumps(_canonical(what), sort_keys=True)
+    method = what["method"]
+    words = [cfg.dataset.name, cfg.network, *re.findall(r"[\w.]+", method["p"].replace("=", ""))]
+    words += [f"c{method['gamma_ratio']:.4g}"] if "gamma_ratio" in method else []
+    return "-".join([*words, f"s{cfg.seed}", hashlib.sha256(text.encode()).hexdigest()[:10]])
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers written alike: 1 and 1.0 are one value."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Record:
+    """The folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint.pt"
+        self._metrics = folder / "metrics.jsonl"
+        self._summary = folder / "summary.json"
+
+    @property
+    def id(self) -> str:
+        """The run id, which is the folder's name."""
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended and its summary is written."""
+        return self._summary.exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The results of a run that is done."""
+        return json.loads(self._summary.read_text())
+
+    @property
+    def config(self) -> DictConfig:
+        """The resolved config that the run was started with."""
+        return OmegaConf.load(self.folder / "config.yaml")  # type: ignore[return-value]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary an epoch."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+
+    @contextmanager
+    def training(self, cfg: DictConfig) -> Iterator[None]:
+        """The record open for one process alone, its folder and config made where they are missing."""
+        with bad_input("paths.runs: "):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise InputError(f"run {self.id} is being trained by another process.") from error
+        with lock:
+            config = self.folder / "config.yaml"
+            if not config.exists():
+                write_atomically(config, OmegaConf.to_yaml(cfg))
+            yield
+
+    def write_environment(self, device: torch.device, data_digest: str) -> None:
+        """What the run ran on; of its latest start."""
+        write_atomically(self.folder / "environment.json", json.dumps(environment(device, data_digest), indent=2))
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add an epoch's metrics."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_epochs(self, epochs: int) -> None:
+        """Drop the metrics of epochs that a resumed run will train again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics[:epochs]]
+        write_atomically(self._metrics, "".join(kept))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the results; from then on the run is done."""
+        write_atomically(self._summary, json.dumps(summary, indent=2))
+
+
+def open_record(cfg: DictConfig) -> Record:
+    """The record of the run that this config describes, whether or not it exists yet."""
+    return Record(Path(cfg.paths.runs) / run_id(cfg))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The whole content or, after a crash, what was there before; never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def environment(device: torch.device, data_digest: str) -> dict[str, Any]:
+    """Versions, commit, device and data: what a reader needs to judge whether two records compare."""
+    return {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "timm", "rst-training")},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "data_digest": data_digest,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, marked where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

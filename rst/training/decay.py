@@ -1,0 +1,33 @@
+"""Weight decay as a part of the loss."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def l2(parameters: Iterable[Tensor], strength: float) -> Tensor:
+    """½ λ Σ‖w‖² over all parameters, biases and normalisation included; a scalar to add to the loss.
+
+    As a part of L it enters the clean gradient, its norm and the perturbed gradient (there as λ(θ + ε)), which the
+    `weight_decay` of an optimizer does not.
+    """
+    return _L2.apply(strength, *parameters)
+
+
+class _L2(torch.autograd.Function):
+    """One node with a multi-tensor backward, in place of a graph of one square and one sum a parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, strength: float, *parameters: Tensor) -> Tensor:
+        ctx.strength = strength
+        ctx.save_for_backward(*parameters)
+        norms = torch.stack(torch._foreach_norm(list(parameters)))
+        return norms.square().sum() * (strength / 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul(list(ctx.saved_tensors), gradient * ctx.strength)

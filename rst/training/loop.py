@@ -1,0 +1,311 @@
+"""The loop: one run, from its config to its summary."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rst
+from rst.experiments.config import (
+    InputError,
+    bad_input,
+    gamma_ratio,
+    schedule_of,
+    torch_device,
+    total_steps,
+)
+from rst.experiments.mirror import Mirror
+from rst.experiments.record import Record, open_record
+from rst.guards import kept_buffers, random_states, replayed_random_numbers, set_random_states
+from rst.streams import stream
+from rst.training import checkpoint
+from rst.training.data import RunData
+from rst.training.decay import l2
+from rst.training.evaluation import evaluate
+from rst.training.metrics import EpochSums
+from rst.training.microbatches import micro_batches
+from rst.training.progress import Progress, stop_requests
+
+SECONDS_BETWEEN_CHECKS = 2.0
+"""Between two looks at the loss, each of which waits for the device."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the run between two steps; its checkpoint is written."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def train(cfg: DictConfig, show_progress: bool = True) -> Record:
+    """Train the run that ``cfg`` describes, from where its record stands, to its summary; a run that is done is kept.
+
+    Raises `InputError` for bad input and for a loss that is not finite, `Interrupted` on SIGINT and SIGTERM.
+    """
+    record = open_record(cfg)
+    if not record.done:
+        with record.training(cfg):
+            Run(cfg, record, show_progress).to_the_end()
+    return record
+
+
+def build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
+    """The network, its weights drawn from the seed's own stream."""
+    torch.manual_seed(stream("init", cfg.seed).initial_seed())
+    with bad_input("model: "):
+        model: nn.Module = instantiate(cfg.model)
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
+
+
+def lr_decay(t: int, total_steps: int, warmup_steps: float) -> float:
+    """Learning rate of step t over the base's: ½ (1 + cos πt/T), times t / warmup_steps while that is below 1."""
+    warmup = min(1.0, t / warmup_steps) if warmup_steps else 1.0
+    return warmup * 0.5 * (1 + math.cos(math.pi * t / total_steps))
+
+
+class Run:
+    """A run at some step: what the next one needs, and what a checkpoint keeps."""
+
+    def __init__(self, cfg: DictConfig, record: Record, show_progress: bool) -> None:
+        self.cfg, self.record = cfg, record
+        self.device = torch_device(cfg)
+        torch.use_deterministic_algorithms(cfg.deterministic)
+        torch.backends.cudnn.benchmark = not cfg.deterministic
+
+        self.data = RunData(cfg, self.device)
+        self.loader = self.data.loader()
+        self.model = build_model(cfg, self.device)
+        self.forward = torch.compile(self.model) if cfg.compile else self.model
+        self.optimizer = instantiate(cfg.optimizer, params=self.model.parameters())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.autocast == "float16")
+        self.total_steps = total_steps(cfg)
+        self.method = rst.RST(
+            self.model,
+            rho=cfg.variant.rho,
+            schedule=schedule_of(cfg),
+            gamma_ratio=gamma_ratio(cfg),
+            total_steps=self.total_steps,
+            seed=cfg.seed,
+            normalise_clean=cfg.scheme.normalise_clean,
+        )
+        # The global generators are dropout's from here on.
+        torch.manual_seed(stream("dropout", cfg.seed).initial_seed())
+
+        self.step = 0
+        self.seconds = 0.0  # of training: start-up, evaluation and checkpoints are not in it
+        self.sharp_steps = 0
+        self.propagations = 0.0
+        self.sums = EpochSums(self.device)
+        self.scores: dict[str, float] = {}
+        self.best_test_error = math.inf
+        if record.checkpoint.exists():
+            self._resume()
+        record.keep_epochs(self.step // len(self.loader))
+        record.write_environment(self.device, self.data.digest)
+        self.progress = Progress(self.total_steps, self.step, record.id, show_progress)
+
+    # ------------------------------------------------------------------------------------------------- the run
+
+    def to_the_end(self) -> None:
+        """Train the epochs that are left, and write metrics, checkpoints and, last, the summary."""
+        epochs, mirror = self.cfg.recipe.epochs, Mirror(self.cfg, self.record)
+        saved, cost = time.monotonic(), 0.0
+        try:
+            self._warm_up()
+            with stop_requests() as stop_requested:
+                for epoch in range(self.step // len(self.loader), epochs):
+                    self._train_epoch(epoch, stop_requested)
+                    if (epoch + 1) % self.cfg.evaluate_every == 0 or epoch + 1 == epochs:
+                        self.scores = self._evaluate()
+                        self.best_test_error = min(self.best_test_error, self.scores["test_error"])
+                    metrics = self._metrics(epoch)
+                    self.record.append(metrics)
+                    mirror.log(metrics)
+                    self.sums = EpochSums(self.device)
+                    # As often as keeps the cost of checkpoints below a hundredth of the time.
+                    if time.monotonic() - saved >= 100 * cost or epoch + 1 == epochs:
+                        saved = time.monotonic()
+                        self._save()
+                        cost = time.monotonic() - saved
+            summary = self._summary()
+            self.record.finish(summary)
+            mirror.finish(summary)
+        finally:
+            self.progress.close()
+            mirror.close()
+
+    def _train_epoch(self, epoch: int, stop_requested: Callable[[], int | None]) -> None:
+        first = self.step - epoch * len(self.loader)
+        begin, check = time.perf_counter(), time.monotonic() + SECONDS_BETWEEN_CHECKS
+        for images, labels in self.loader.epoch(epoch, first):
+            self._train_step(images, labels)
+            self.progress.step(lambda: self._figures(first, begin))
+            if time.monotonic() >= check:
+                self._raise_if_diverged()
+                check = time.monotonic() + SECONDS_BETWEEN_CHECKS
+            signal_number = stop_requested()
+            if signal_number is not None:
+                break
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - begin
+        self._raise_if_diverged()
+        if signal_number is not None:
+            self._save()
+            raise Interrupted(
+                f"stopped at step {self.step} of {self.total_steps}; the same command goes on from there. "
+                f"Record: {self.record.folder}",
+                signal_number,
+            )
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        recipe, parameters = self.cfg.recipe, list(self.model.parameters())
+        for group in self.optimizer.param_groups:
+            warmup_steps = recipe.warmup_epochs * len(self.loader)
+            group["lr"] = self.cfg.optimizer.lr * lr_decay(self.step, self.total_steps, warmup_steps)
+
+        size = recipe.perturbation_batch or len(labels)
+        share = size / len(labels)
+        self.sharp_steps += self.method.sharp
+        self.sums.sharp_steps += self.method.sharp
+        for x, y, last in micro_batches(self.model, images, labels, size):
+            losses: list[Tensor] = []
+            for weight in self.method.passes(advance=last):
+                loss, logits = self._loss(x, y)
+                decay = l2(parameters, recipe.l2) if recipe.l2 else 0.0
+                self.scaler.scale(weight * share * (loss + decay)).backward()
+                if not losses:
+                    self.sums.clean_pass(loss.detach(), logits.detach(), y)
+                losses.append(loss.detach())
+            if len(losses) == 2:
+                self.sums.perturbed_pass(losses[0], losses[1], share)
+            self.propagations += len(losses) * share
+
+        if recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.cfg.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            logits = self.forward(x)
+        return F.cross_entropy(logits.float(), y), logits
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.cfg.autocast) if self.cfg.autocast else None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _warm_up(self) -> None:
+        """Compile, tune and allocate before the clock starts, by a pass that leaves no trace."""
+        images, labels = next(self.loader.epoch(0))
+        size = self.cfg.recipe.perturbation_batch or len(labels)
+        with kept_buffers(self.model), replayed_random_numbers(random_states([self.device])):
+            loss, _ = self._loss(images[:size], labels[:size])
+            loss.backward()
+        self.optimizer.zero_grad()
+
+    # --------------------------------------------------------------------------------------------- the figures
+
+    def _evaluate(self) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for split in self.data.splits:
+            with self._autocast():
+                results = evaluate(self.model, self.data.batches(split), self.cfg.dataset.num_classes)
+            scores |= {f"{split}_{name}": value for name, value in results.items()}
+        return scores
+
+    def _metrics(self, epoch: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "p": self.method.schedule(self.step - 1, self.total_steps),
+            **self.sums.means(),
+            "sharp_steps": self.sharp_steps,
+            "propagations": round(self.propagations),
+            "train_seconds": self.seconds,
+            **self.scores,
+        }
+
+    def _figures(self, first: int, begin: float) -> dict[str, str]:
+        """For the progress bar."""
+        done = (self.step - 1) % len(self.loader) + 1
+        speed = (done - first) * self.cfg.recipe.batch_size / (time.perf_counter() - begin)
+        figures = {
+            "loss": f"{self.sums.means()['train_loss']:.3f}",
+            "p": f"{self.method.schedule(self.step - 1, self.total_steps):.2f}",
+            "sharp": f"{self.sums.sharp_steps / done:.0%}",
+            "images/s": f"{speed:.0f}",
+        }
+        return figures | ({"test_error": f"{self.scores['test_error']:.2f}%"} if self.scores else {})
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            **self.scores,
+            "best_test_error": self.best_test_error,
+            "train_seconds": self.seconds,
+            "total_steps": self.total_steps,
+            "sharp_steps": self.sharp_steps,
+            "propagations": round(self.propagations),
+            "extra_propagations_expected": self.method.expected_extra_propagations,
+            "extra_propagations_realised": self.propagations / self.total_steps - 1,
+            "images_per_second": self.total_steps * self.cfg.recipe.batch_size / self.seconds,
+            "peak_memory_bytes": _peak_memory(self.device),
+            "epochs": self.cfg.recipe.epochs,
+            "seed": self.cfg.seed,
+        }
+
+    def _raise_if_diverged(self) -> None:
+        if not math.isfinite(float(self.sums.losses["loss"])):
+            raise InputError(
+                f"the loss is not finite by step {self.step} of {self.total_steps}: the run has diverged; try a "
+                f"smaller optimizer.lr than {self.cfg.optimizer.lr:g}. Record: {self.record.folder}"
+            )
+
+    # ------------------------------------------------------------------------------------------- the checkpoint
+
+    def _save(self) -> None:
+        state = {
+            "id": self.record.id,
+            "config": OmegaConf.to_yaml(self.cfg),
+            "random": [(str(device), state) for device, state in random_states([self.device])],
+            **{name: getattr(self, name) for name in self._NUMBERS},
+            **{name: getattr(self, name).state_dict() for name in self._PARTS},
+        }
+        checkpoint.save(self.record.checkpoint, state)
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.record.checkpoint)
+        if state["id"] != self.record.id:
+            raise InputError(
+                f"{self.record.checkpoint} belongs to another run, {state['id']}: put it back there, or delete it."
+            )
+        for name in self._NUMBERS:
+            setattr(self, name, state[name])
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        set_random_states([(torch.device(device), generator) for device, generator in state["random"]])
+
+    _NUMBERS = ("step", "seconds", "sharp_steps", "propagations", "scores", "best_test_error")
+    _PARTS = ("model", "optimizer", "scaler", "method", "sums")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Of the device, or of the whole process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

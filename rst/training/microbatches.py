@@ -1,0 +1,28 @@
+"""Several perturbations a step on one device, as the same number of devices would make them."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Parts of ``size`` images, and whether each is the last: of its step.
+
+    Each part meets the buffers that the step began with, and afterwards they hold the mean of what the parts made of
+    them. So normalisation statistics get one update a step, as where they are averaged over devices.
+    """
+    parts = list(zip(images.split(size), labels.split(size), strict=True))
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()] if len(parts) > 1 else []
+    counters = [buffer for buffer in model.buffers() if not buffer.is_floating_point()] if len(parts) > 1 else []
+    before = [buffer.clone() for buffer in buffers + counters]
+    mean = [torch.zeros_like(buffer) for buffer in buffers]
+    for i, (x, y) in enumerate(parts):
+        last = i == len(parts) - 1
+        yield x, y, last
+        if buffers:
+            torch._foreach_add_(mean, buffers, alpha=1 / len(parts))
+            torch._foreach_copy_(buffers, mean if last else before[: len(buffers)])
+        if counters and not last:
+            torch._foreach_copy_(counters, before[len(buffers) :])

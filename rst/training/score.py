@@ -1,0 +1,47 @@
+"""Scores of a saved network: what ``evaluate=`` asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rst.experiments.config import InputError, torch_device
+from rst.training import checkpoint
+from rst.training.data import RunData
+from rst.training.evaluation import evaluate
+from rst.training.loop import build_model
+
+HERE = ("evaluate", "device", "dataset.root", "paths", "wandb")
+"""Keys that say where to score, not what."""
+
+
+def score(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, float]]:
+    """The config and the test scores of ``cfg.evaluate``: a run id, its folder, or a checkpoint file.
+
+    Network and data are those of the checkpoint. Raises `InputError` where the overrides of the command line ask
+    for others.
+    """
+    path = _checkpoint_file(cfg)
+    device = torch_device(cfg)
+    state = checkpoint.load(path)
+    saved: DictConfig = OmegaConf.create(state["config"])
+    for key in (override.split("=")[0].lstrip("+~") for override in overrides):
+        if key.startswith(HERE):
+            continue
+        if OmegaConf.select(cfg, key) != OmegaConf.select(saved, key):
+            raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
+    saved.paths, saved.dataset.root = cfg.paths, cfg.dataset.root
+    data = RunData(saved, device)
+    model = build_model(saved, device)
+    model.load_state_dict(state["model"])
+    return saved, evaluate(model, data.batches("test"), saved.dataset.num_classes)
+
+
+def _checkpoint_file(cfg: DictConfig) -> Path:
+    given = Path(cfg.evaluate)
+    for path in (given, given / "checkpoint.pt", Path(cfg.paths.runs) / given / "checkpoint.pt"):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"evaluate={cfg.evaluate} is neither a checkpoint, nor the folder of a run, nor a run id in {cfg.paths.runs}."
+    )

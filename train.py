@@ -1,0 +1,60 @@
+"""Train one run, or with -m a sweep of runs: python train.py model=wrn28_10 scheme=grst dataset=cifar100
+
+Every key is in configs/; `--cfg job` shows the whole config of a command. The record of a run is results/runs/<id>/:
+a run that is done prints its result, one that is not goes on where it stopped. `evaluate=<run id or checkpoint>`
+scores a saved network.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rst.experiments.config import InputError, one_sentence, resolve
+
+failures: list[str] = []
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(composed: DictConfig) -> None:
+    """One run; where it fails, the sentence is kept and the next run of a sweep begins."""
+    try:
+        print(result(composed))
+    except InputError as error:
+        failures.append(str(error))
+
+
+def result(composed: DictConfig) -> str:
+    """Do what the config asks for; the line that says what came out and where it is."""
+    cfg = resolve(composed)
+    from rst.training import Interrupted, score, train  # only now: bad input is answered before libraries load
+
+    if cfg.evaluate is not None:
+        _, scores = score(cfg, HydraConfig.get().overrides.task)
+        return f"{cfg.evaluate}: " + ", ".join(f"test {name} {value:.4g}" for name, value in scores.items())
+    try:
+        record = train(cfg)
+    except Interrupted as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+    summary = record.summary
+    return (
+        f"{record.id}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs and "
+        f"{summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes a "
+        f"step (expected {summary['extra_propagations_expected']:.3f}). Record: {record.folder}"
+    )
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        failures.append(one_sentence(error))
+    for failure in failures:
+        print(f"train.py: {failure}", file=sys.stderr)
+    sys.exit(1 if failures else 0)
