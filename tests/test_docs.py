@@ -1,0 +1,26 @@
+"""The snippets of the pages run: every fenced block of README.md and docs/*.md that opens with ```python run.
+
+The blocks of a page share one namespace, in order. Names that a page does not want to define in sight stand in a block
+inside an HTML comment. ```python run lightning runs where that package is installed.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
+BLOCK = re.compile(r"^```python run(?P<needs>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_snippets_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in BLOCK.finditer(text):
+        if all(find_spec(package) for package in block["needs"].split()):
+            lines_before = text.count("\n", 0, block.start("code"))  # a traceback then names the line of the page
+            exec(compile("\n" * lines_before + block["code"], str(page), "exec"), namespace)

@@ -1,0 +1,144 @@
+"""The gate: X_t ~ Bernoulli(p(t)), known before training, a function of (seed, t) alone."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import rst
+from rst import schedules
+
+pytestmark = pytest.mark.filterwarnings("ignore:schedule .* expects")
+
+MODEL = nn.Linear(2, 2)
+SEEDS = st.integers(0, 2**40)
+SHARE = st.floats(0, 1)
+
+
+def gate(schedule, total_steps: int, seed: int = 0) -> torch.Tensor:
+    return make(schedule, total_steps, seed).gate
+
+
+def make(schedule, total_steps: int | None, seed: int = 0) -> rst.RST:
+    return rst.RST(MODEL, 0.1, schedule, total_steps=total_steps, seed=seed)
+
+
+def step(method: rst.RST) -> int:
+    """Run one step; the number of forward passes that the network counted."""
+    calls = []
+    handle = MODEL.register_forward_hook(lambda *_: calls.append(None))
+    for weight in method.passes():
+        (weight * MODEL(torch.ones(2)).sum()).backward()
+    handle.remove()
+    return len(calls)
+
+
+def test_the_gate_is_one_boolean_a_step():
+    whole = gate(schedules.constant(0.5), 30)
+    assert whole.shape == (30,)
+    assert whole.dtype == torch.bool
+
+
+@given(seed=SEEDS, p=SHARE, short=st.integers(1, 1500), more=st.integers(0, 1500))
+@settings(deadline=None, max_examples=30)
+def test_the_gate_does_not_depend_on_the_length_of_the_training(seed, p, short, more):
+    assert torch.equal(
+        gate(schedules.constant(p), short + more, seed)[:short], gate(schedules.constant(p), short, seed)
+    )
+
+
+@given(seed=SEEDS, p=SHARE, more=SHARE)
+@settings(deadline=None, max_examples=30)
+def test_a_larger_p_opens_every_gate_that_a_smaller_one_opens(seed, p, more):
+    low, high = gate(schedules.constant(min(p, more)), 300, seed), gate(schedules.constant(max(p, more)), 300, seed)
+    assert not (low & ~high).any()
+
+
+@given(seed=SEEDS, t=st.integers(0, 5000), p=SHARE)
+@settings(deadline=None, max_examples=30)
+def test_a_constant_schedule_gives_the_same_gate_without_total_steps(seed, t, p):
+    endless, whole = make(schedules.constant(p), None, seed), make(schedules.constant(p), t + 1, seed)
+    endless.load_state_dict({"t": t})
+    assert endless.sharp == whole.gate[t].item()
+
+
+def test_the_gate_depends_on_the_seed_but_not_on_torchs_own_seed():
+    torch.manual_seed(0)
+    first = gate(schedules.constant(0.5), 200, seed=1)
+    torch.manual_seed(1)
+    assert torch.equal(gate(schedules.constant(0.5), 200, seed=1), first)
+    assert not torch.equal(gate(schedules.constant(0.5), 200, seed=2), first)
+
+
+def test_p_of_zero_never_opens_and_p_of_one_always():
+    assert not gate(schedules.never(), 5000).any()
+    assert gate(schedules.always(), 5000).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "schedule", [schedules.constant(0.1), schedules.constant(0.5), schedules.linear(0.7), schedules.sine()], ids=str
+)
+def test_the_realised_share_lies_within_four_standard_deviations_of_the_expected_one(schedule, seed):
+    steps = 4000
+    method = make(schedule, steps, seed)
+    variance = math.fsum(schedule(t, steps) * (1 - schedule(t, steps)) for t in range(steps)) / steps**2
+    assert method.expected_extra_propagations == schedule.mean(steps)
+    distance = abs(method.realised_extra_propagations - method.expected_extra_propagations)
+    assert 0 < distance < 4 * math.sqrt(variance)
+
+
+def test_the_gates_of_neighbouring_seeds_are_independent():
+    gates = torch.stack([gate(schedules.constant(0.5), 4000, seed) for seed in range(6)]).double()
+    correlation = torch.corrcoef(gates) - torch.eye(6)
+    assert correlation.abs().max() < 4 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_a_step_runs_one_forward_pass_where_the_gate_is_closed_and_two_where_it_is_open(p):
+    method = make(schedules.constant(p), 40, seed=4)
+    assert [step(method) for _ in range(40)] == (method.gate + 1).tolist()
+
+
+@pytest.mark.parametrize("total_steps", [25, None])
+def test_the_realised_share_is_that_of_the_passes_run(total_steps):
+    method = make(schedules.constant(0.4), total_steps)
+    passes = [step(method) for _ in range(25)]
+    assert method.realised_extra_propagations == pytest.approx(sum(passes) / 25 - 1)
+
+
+def test_before_the_first_step_of_an_endless_training_the_realised_share_is_zero():
+    assert make(schedules.always(), None).realised_extra_propagations == 0
+
+
+def test_a_step_past_the_end_is_refused():
+    method = make(schedules.always(), 2)
+    step(method), step(method)
+    with pytest.raises(ValueError, match=r"step 2 is past the end.*total_steps is 2"):
+        method.passes()
+
+
+def test_the_whole_gate_of_an_endless_training_is_refused():
+    with pytest.raises(ValueError, match="total_steps"):
+        _ = make(schedules.constant(0.5), None).gate
+
+
+@pytest.mark.parametrize(("p", "word"), [(1e-6, "never"), (1 - 1e-6, "always")])
+def test_a_gate_that_is_stuck_where_the_schedule_meant_otherwise_warns(p, word):
+    with pytest.warns(UserWarning, match=f"gate of seed 0 is {word} open in 20 steps"):
+        rst.RST(MODEL, 0.1, schedules.constant(p), total_steps=20)
+
+
+@pytest.mark.parametrize("schedule", [schedules.never(), schedules.always(), schedules.constant(0.5)], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_a_gate_that_does_what_its_schedule_means_does_not_warn(schedule):
+    rst.RST(MODEL, 0.1, schedule, total_steps=20)
+
+
+def test_any_callable_is_a_schedule():
+    method = make(lambda t, total_steps: float(t >= total_steps - 2), 5)
+    assert method.gate.tolist() == [False, False, False, True, True]
+    assert method.expected_extra_propagations == pytest.approx(2 / 5)

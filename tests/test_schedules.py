@@ -1,0 +1,183 @@
+"""p(t): every factory against its formula, its range and its mean (Section 3.2, Table 2, eq. 31)."""
+
+import math
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textbook import uniform_mean
+
+from rst import schedules
+
+UNIT = st.floats(0, 1)
+ANY = st.one_of(
+    st.sampled_from([schedules.never(), schedules.always(), schedules.cosine_down(), schedules.cosine_up()]),
+    st.sampled_from([schedules.sine(), schedules.one_minus_sine(), schedules.quarter_sine()]),
+    st.just(schedules.quarter_cosine()),
+    st.builds(schedules.constant, UNIT),
+    st.builds(schedules.piecewise, UNIT, UNIT),
+    st.builds(schedules.linear, UNIT),
+    st.builds(schedules.linear_through, UNIT),
+    st.builds(schedules.periodic, st.integers(1, 50)),
+    st.builds(schedules.tail, UNIT),
+)
+
+
+def sequence(schedule: schedules.Schedule, total_steps: int) -> list[float]:
+    return [schedule(t, total_steps) for t in range(total_steps)]
+
+
+# ------------------------------------------------------------------------------------------------- the sequences
+
+SEQUENCES = [
+    (schedules.never(), [0, 0, 0, 0, 0, 0, 0, 0]),
+    (schedules.always(), [1, 1, 1, 1, 1, 1, 1, 1]),
+    (schedules.constant(0.3), [0.3] * 8),
+    (schedules.piecewise(0, 0.25), [0, 0, 1, 1, 1, 1, 1, 1]),
+    (schedules.piecewise(1, 0.25), [1, 1, 0, 0, 0, 0, 0, 0]),
+    (schedules.piecewise(0.2, 0.5), [0.2, 0.2, 0.2, 0.2, 0.8, 0.8, 0.8, 0.8]),
+    (schedules.piecewise(0, 0), [1] * 8),
+    (schedules.piecewise(0, 1), [0] * 8),
+    (schedules.linear(0.4), [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+    (schedules.linear(0.8), [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]),
+    (schedules.linear_through(0.1), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
+    (schedules.linear_through(0.9), [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]),
+    (schedules.periodic(1), [1] * 8),
+    (schedules.periodic(3), [0, 0, 1, 0, 0, 1, 0, 0]),
+    (schedules.periodic(9), [0] * 8),
+    (schedules.tail(0), [0] * 8),
+    (schedules.tail(0.25), [0, 0, 0, 0, 0, 0, 1, 1]),
+    (schedules.tail(1), [1] * 8),
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), SEQUENCES, ids=lambda value: str(value)[:40])
+def test_eight_steps_written_out(schedule, expected):
+    assert sequence(schedule, 8) == pytest.approx(expected)
+
+
+WAVES = {
+    schedules.cosine_down: (lambda u: 0.5 + 0.5 * math.cos(math.pi * u), 0.5),
+    schedules.cosine_up: (lambda u: 0.5 - 0.5 * math.cos(math.pi * u), 0.5),
+    schedules.sine: (lambda u: math.sin(math.pi * u), 2 / math.pi),
+    schedules.one_minus_sine: (lambda u: 1 - math.sin(math.pi * u), 1 - 2 / math.pi),
+    schedules.quarter_sine: (lambda u: math.sin(math.pi * u / 2), 2 / math.pi),
+    schedules.quarter_cosine: (lambda u: math.cos(math.pi * u / 2), 2 / math.pi),
+}
+
+
+@pytest.mark.parametrize("factory", WAVES, ids=lambda factory: factory.__name__)
+def test_the_trigonometric_schedules_follow_their_formula_and_its_integral(factory):
+    rule, integral = WAVES[factory]
+    assert sequence(factory(), 60) == pytest.approx([rule(t / 60) for t in range(60)])
+    assert uniform_mean(rule) == pytest.approx(integral, abs=1e-6)
+    assert factory().mean(1000) == pytest.approx(integral, abs=1 / 1000)
+
+
+@pytest.mark.parametrize("tenths", range(11))
+@pytest.mark.parametrize("total_steps", [10, 30, 70, 1000])
+def test_a_share_of_tenths_is_that_many_steps_whatever_the_rounding(tenths, total_steps):
+    steps = tenths * total_steps // 10
+    assert sum(sequence(schedules.piecewise(1, tenths / 10), total_steps)) == steps
+    assert sum(sequence(schedules.piecewise(0, tenths / 10), total_steps)) == total_steps - steps
+    assert sum(sequence(schedules.tail(tenths / 10), total_steps)) == steps
+
+
+# ------------------------------------------------------------------------------------------------- range and mean
+
+
+@given(schedule=ANY, total_steps=st.integers(1, 300))
+@settings(deadline=None, max_examples=200)
+def test_p_lies_between_zero_and_one_and_the_mean_is_that_of_the_steps(schedule, total_steps):
+    p = sequence(schedule, total_steps)
+    assert all(0 <= value <= 1 for value in p)
+    assert schedule.mean(total_steps) == pytest.approx(sum(p) / total_steps, abs=1e-12)
+
+
+@given(a=UNIT, b=UNIT, total_steps=st.integers(1, 2000))
+@settings(deadline=None, max_examples=100)
+def test_the_means_approach_the_closed_forms_of_table_2(a, b, total_steps):
+    """Table 2 is for continuous time; T whole steps differ from it by at most one step."""
+    closed_forms = [
+        (schedules.constant(a), a),
+        (schedules.piecewise(a, b), 1 + 2 * a * b - b - a),
+        (schedules.linear(a), a),
+        (schedules.linear_through(b), 0.5),
+        (schedules.tail(a), a),
+    ]
+    for schedule, closed_form in closed_forms:
+        assert abs(schedule.mean(total_steps) - closed_form) <= 1 / total_steps + 1e-12
+
+
+@given(k=st.integers(1, 100), total_steps=st.integers(1, 1000))
+@settings(deadline=None, max_examples=100)
+def test_a_periodic_schedule_opens_once_in_every_k_steps(k, total_steps):
+    assert schedules.periodic(k).mean(total_steps) == total_steps // k / total_steps
+
+
+def test_only_a_steady_schedule_needs_no_total_steps():
+    assert schedules.constant(0.3).mean() == schedules.constant(0.3)(17) == 0.3
+    for call in (schedules.linear(0.3).mean, lambda: schedules.linear(0.3)(17)):
+        with pytest.raises(ValueError, match=r"linear\(m=0.3\) changes over the training: give total_steps"):
+            call()
+
+
+# ----------------------------------------------------------------------------------------------------- the names
+
+FAMILIES = [
+    schedules.constant,
+    schedules.linear,
+    schedules.linear_through,
+    schedules.tail,
+    lambda x: schedules.piecewise(x, 0.5),
+    lambda x: schedules.piecewise(0.3, x),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(first=UNIT, second=UNIT)
+@settings(deadline=None, max_examples=50)
+def test_in_a_family_equal_names_are_equal_parameters(family, first, second):
+    assert (family(first).name == family(second).name) == (first == second)
+    assert (family(first) == family(second)) == (first == second)
+
+
+def test_a_difference_in_the_last_bit_shows_in_the_name():
+    assert schedules.constant(0.3).name != schedules.constant(0.1 + 0.2).name
+
+
+def test_every_family_has_a_name_of_its_own():
+    members = [family(0.5) for family in FAMILIES[:5]]
+    members += [schedules.periodic(2), *(factory() for factory in WAVES)]
+    assert all(first.name != second.name and first != second for first, second in combinations(members, 2))
+
+
+def test_never_and_always_are_constants_and_whole_numbers_are_not_told_from_fractions():
+    assert schedules.never() == schedules.constant(0) == schedules.constant(0.0)
+    assert schedules.always() == schedules.constant(1)
+    assert str(schedules.piecewise(0, 0.5)) == schedules.piecewise(0.0, 0.5).name
+
+
+# ------------------------------------------------------------------------------------------------------ bad values
+
+BAD = [
+    (lambda: schedules.constant(1.5), "p must be .* got 1.5"),
+    (lambda: schedules.constant(float("nan")), "p must be .* got nan"),
+    (lambda: schedules.constant("0.5"), "p must be .* got '0.5'"),
+    (lambda: schedules.constant(None), "p must be .* got None"),
+    (lambda: schedules.constant(True), "p must be .* got True"),
+    (lambda: schedules.piecewise(-0.1, 0.5), "a must be .* got -0.1"),
+    (lambda: schedules.piecewise(0, 2), "b must be .* got 2"),
+    (lambda: schedules.linear(1.1), "m must be .* got 1.1"),
+    (lambda: schedules.linear_through(-1), "b must be .* got -1"),
+    (lambda: schedules.periodic(0), "k must be an integer from 1, got 0"),
+    (lambda: schedules.periodic(2.0), "k must be an integer from 1, got 2.0"),
+    (lambda: schedules.tail(1.01), "fraction must be .* got 1.01"),
+]
+
+
+@pytest.mark.parametrize(("make", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_a_bad_parameter_is_refused_by_name(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -1,0 +1,81 @@
+"""Save, load, continue: the training that was never stopped, to the bit."""
+
+import copy
+import io
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textbook import OPTIMIZERS, Network, assert_bitwise, batch, loss_on, state
+
+import rst
+from rst import schedules
+
+STEPS = 6
+SCHEMES = {
+    "sgd": {"schedule": schedules.never()},
+    "sam": {"schedule": schedules.always()},
+    "gnr": {"schedule": schedules.always(), "gamma_ratio": 0.8},
+    "rst": {"schedule": schedules.linear(0.8)},
+    "grst": {"schedule": schedules.constant(0.5), "gamma_ratio": "auto"},
+}
+
+
+class Training:
+    """A network, its optimizer and the method, with all that a checkpoint of them holds."""
+
+    def __init__(self, scheme: str, optimizer: str) -> None:
+        self.model = Network()
+        self.optimizer = OPTIMIZERS[optimizer](self.model.groups())
+        self.method = rst.RST(self.model, 0.1, total_steps=STEPS, seed=1, **SCHEMES[scheme])
+        torch.manual_seed(7)
+
+    def run_to(self, end: int) -> None:
+        while self.method.t < end:
+            x, y = batch(self.method.t)
+            self.method.backward(lambda x=x, y=y: loss_on(self.model, x, y))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def save(self) -> dict:
+        return copy.deepcopy(state(self.model, self.optimizer) | {"method": self.method.state_dict()})
+
+    def load(self, checkpoint: dict) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.method.load_state_dict(checkpoint["method"])
+        torch.set_rng_state(checkpoint["random"])
+
+
+@lru_cache
+def never_stopped(scheme: str, optimizer: str) -> dict:
+    training = Training(scheme, optimizer)
+    training.run_to(STEPS)
+    return training.save()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(stop=st.integers(0, STEPS), optimizer=st.sampled_from(["momentum", "adam"]))
+@settings(deadline=None, max_examples=6)
+def test_stopping_at_any_step_and_continuing_equals_never_stopping(scheme, stop, optimizer):
+    expected = never_stopped(scheme, optimizer)
+    first = Training(scheme, optimizer)
+    first.run_to(stop)
+    checkpoint = first.save()
+    torch.manual_seed(99)
+    second = Training(scheme, optimizer)
+    second.load(checkpoint)
+    second.run_to(STEPS)
+    assert_bitwise(second.save(), expected)
+    assert second.method.t == STEPS
+
+
+def test_the_state_holds_no_tensor_and_loads_with_weights_only():
+    training = Training("sam", "momentum")
+    training.run_to(3)
+    file = io.BytesIO()
+    torch.save(training.method.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == {"t": 3}

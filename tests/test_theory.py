@@ -1,0 +1,112 @@
+"""Theorems 1 and 2 on a quadratic, in the form in which they are true of the normalised perturbation.
+
+L(θ) = ½ θᵀ H θ, whose gradient is β-Lipschitz with β the largest eigenvalue of H, which satisfies the
+Polyak-Łojasiewicz condition with ϱ the smallest, and whose minimum is L* = 0.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rst
+from rst import schedules
+
+CURVATURES = torch.linspace(0.2, 2.0, 20, dtype=torch.float64)
+PL, BETA = CURVATURES.min().item(), CURVATURES.max().item()
+
+
+class Quadratic(nn.Module):
+    """The loss itself, as a module."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(start.clone())
+
+    def forward(self) -> Tensor:
+        return 0.5 * (CURVATURES * self.theta.square()).sum()
+
+    def squared_gradient_norm(self) -> float:
+        return (CURVATURES * self.theta.detach()).square().sum().item()
+
+
+def start(seed: int = 0) -> Tensor:
+    return torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr: float) -> float:
+    """E L(θ_{t+1}) over both outcomes of the gate."""
+    losses = []
+    for schedule in (schedules.never(), schedules.always()):
+        model = Quadratic(theta)
+        rst.RST(model, rho, schedule, gamma_ratio=c).backward(model)
+        torch.optim.SGD(model.parameters(), lr=lr).step()
+        losses.append(model().item())
+    return (1 - p) * losses[0] + p * losses[1]
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.floats(1e-3, 10),
+    rho=st.floats(1e-3, 3),
+    p=st.floats(0, 1),
+    c=st.floats(0, 5),
+    lr=st.floats(1e-3, 1 / BETA),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_step_descends_but_for_a_term_of_the_perturbation(seed, size, rho, p, c, lr):
+    """E L(θ_{t+1}) <= L(θ_t) - α/2 ‖∇L(θ_t)‖² + α/2 p c² ρ² β²: the step of both proofs (eq. 18), with c.
+
+    It needs α <= 1/β alone, and not the condition √p ρ <= 1/β that the theorems print.
+    """
+    model = Quadratic(size * start(seed))
+    loss, slope = model().item(), model.squared_gradient_norm()
+    bias = p * c**2 * rho**2 * BETA**2
+    after = expected_loss_after_a_step(model.theta.detach(), rho, p, c, lr)
+    assert after <= loss - lr / 2 * slope + lr / 2 * bias + 1e-9
+    # Theorem 2, normalised: E L(θ_{t+1}) - L* <= (1 - α ϱ) (L(θ_t) - L*) + α/2 p c² ρ² β².
+    assert after <= (1 - lr * PL) * loss + lr / 2 * bias + 1e-9
+
+
+def train(p: float, c: float, rho: float, lr: float, steps: int, seed: int) -> tuple[list[float], float]:
+    """‖∇L(θ_t)‖² of every step, and the last loss."""
+    model = Quadratic(start())
+    method = rst.RST(model, rho, schedules.constant(p), gamma_ratio=c, seed=seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    slopes = []
+    for _ in range(steps):
+        slopes.append(model.squared_gradient_norm())
+        method.backward(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    return slopes, model().item()
+
+
+@pytest.mark.parametrize(("p", "c"), [(0.5, 1.0), (0.5, 2.0), (1.0, 1.0), (1.0, 2.0)])
+def test_over_a_training_both_theorems_hold_with_the_square_of_the_ratio(p, c):
+    """Theorem 1: min E‖∇L(θ_t)‖² <= 2 (L(θ_0) - L*) / Σα + p c² ρ² β²; Theorem 2 iterated over all steps."""
+    rho, lr, steps = 0.1, 0.5 / BETA, 150
+    seeds = range(8 if p < 1 else 1)
+    runs = [train(p, c, rho, lr, steps, seed) for seed in seeds]
+    slopes = torch.tensor([slopes for slopes, _ in runs]).mean(0)
+    last_loss = sum(loss for _, loss in runs) / len(runs)
+    first_loss = Quadratic(start())().item()
+    bias = p * c**2 * rho**2 * BETA**2
+    assert slopes.min() <= 2 * first_loss / (lr * steps) + bias
+    rate = 1 - lr * PL
+    assert last_loss <= rate**steps * first_loss + lr / 2 * bias * (1 - rate**steps) / (lr * PL)
+
+
+def test_the_linear_rate_that_theorem_2_prints_does_not_hold_for_a_perturbation_of_fixed_norm():
+    """The training reaches a neighbourhood of the minimum and stays there: ρ does not vanish with the gradient."""
+    rho, lr, steps = 0.1, 0.5 / BETA, 600
+    _, last_loss = train(1.0, 1.0, rho, lr, steps, seed=0)
+    printed = (1 - lr * PL * (1 - rho**2 * BETA**2)) ** steps * Quadratic(start())().item()
+    assert last_loss > 1e6 * printed
+
+
+def test_sam_raises_the_loss_near_the_minimum():
+    """Why eq. (15), a loss that never rises, asks for a perturbation that shrinks with the gradient."""
+    near = 1e-3 * start()
+    assert expected_loss_after_a_step(near, rho=0.1, p=1.0, c=1.0, lr=1 / BETA) > Quadratic(near)().item()
