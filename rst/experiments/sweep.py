@@ -1,12 +1,10 @@
 """A table is data: one file of ``configs/tables`` names its runs, for the runner and for the reporter alike."""
 
-import sys
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,17 +61,24 @@ def run_table(table: Table, workers: int = 1) -> list[str]:
     A worker takes run after run, so that it starts Python and torch once. A run that fails does not stop the others.
     """
     missing = [cell for cell in table.cells if not cell.record.done]
+    # Seed by seed, so that a machine that slows down slows all rows alike, and their times still compare.
+    missing.sort(key=lambda cell: table.seeds.index(cell.cfg.seed))
     print(f"{table.name}: {len(table.cells)} runs, {len(table.cells) - len(missing)} done, {len(missing)} to train")
     failures = []
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker, (threads,)) as pool:
-        runs = {pool.submit(_train, cell.cfg): cell for cell in missing}
-        bar = tqdm(as_completed(runs), total=len(missing), desc=table.name, unit="run", file=sys.stderr)
-        for run in bar:
-            failure = run.result()
-            if failure is not None:
-                failures.append(f"{runs[run].row}, seed {runs[run].cfg.seed}: {failure}")
-                bar.write(failures[-1])
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker, (threads,))
+    runs = {pool.submit(_train, cell.cfg): cell for cell in missing}
+    try:
+        with tqdm(as_completed(runs), total=len(missing), desc=table.name, unit="run") as bar:
+            for run in bar:
+                failure = run.result() if run.exception() is None else str(run.exception())
+                if failure is not None:
+                    failures.append(f"{runs[run].row}, seed {runs[run].cfg.seed}: {failure}")
+                    bar.write(failures[-1])
+    except KeyboardInterrupt:
+        failures.append("stopped; the same command goes on from here")
+    finally:
+        pool.shutdown(cancel_futures=True)
     return failures
 
 
@@ -93,8 +98,3 @@ def _train(cfg: DictConfig) -> str | None:
     except Exception as error:  # one run's bug or full disk must not end the others
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def results_folder(cfg: DictConfig) -> Path:
-    """Where tables and figures of these runs belong: beside the folder of runs."""
-    return Path(cfg.paths.runs).parent
