@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from rst.experiments.config import InputError, load_config, torch_device
+from rst.data import ImageFolders
+from rst.experiments.config import InputError, bad_input, load_config, torch_device
 from rst.training.data import RunData
 
 
@@ -17,11 +18,15 @@ def main() -> int:
     try:
         cfg = load_config(overrides + ([f"dataset.root={arguments.root}"] if arguments.root else []))
         data = RunData(cfg, torch_device(cfg))
+        with bad_input():
+            if isinstance(data.source, ImageFolders):
+                data.source.check()
     except InputError as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 1
     sizes = f"{len(data.train.labels):,} training and {len(data.splits['test'].labels):,} test images"
-    print(f"{arguments.dataset}: {sizes}, digest {data.digest[:12]}. Cache: {cfg.paths.cache}")
+    where = data.source.root if isinstance(data.source, ImageFolders) else cfg.paths.cache
+    print(f"{arguments.dataset}: {sizes}, digest {data.source.digest[:12]}. They are in {where}")
     return 0
 
 

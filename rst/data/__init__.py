@@ -1,7 +1,22 @@
-"""Data: where images come from (``sources``), and how they reach the network (``loader``, ``augment``)."""
+"""Data: where images come from (`sources`, `imagenet`), and how they reach the network (`loader`, `augment`)."""
 
 from rst.data.augment import Augmentation
+from rst.data.imagenet import FileLoader, Files, ImageFolders, centre_crop_batches, open_imagenet
 from rst.data.loader import Loader, evaluation_batches
 from rst.data.sources import Dataset, Split, hold_out, load, with_label_noise
 
-__all__ = ["Augmentation", "Dataset", "Loader", "Split", "evaluation_batches", "hold_out", "load", "with_label_noise"]
+__all__ = [
+    "Augmentation",
+    "Dataset",
+    "FileLoader",
+    "Files",
+    "ImageFolders",
+    "Loader",
+    "Split",
+    "centre_crop_batches",
+    "evaluation_batches",
+    "hold_out",
+    "load",
+    "open_imagenet",
+    "with_label_noise",
+]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -113,14 +113,14 @@ def load(
     cache, ``root/datasets--*--<name>/snapshots/*/*``: in this order, the first that has them wins.
     Raises ``FileNotFoundError`` if there is no data and ``ValueError`` if what there is isn't the data set.
     """
-    if name != "digits" and name not in SPECS:
-        raise ValueError(f"dataset.name={name} is unknown: write one of {', '.join([*SPECS, 'digits'])}.")
     if source not in SOURCES:
         raise ValueError(f"dataset.source={source} is unknown: write one of {', '.join(SOURCES)}.")
     if source == "digits" or (name == "digits" and source == "auto"):
         return digits(image_size, channels)
     if name == "digits":
         raise ValueError(f"dataset.source={source} does not hold digits: write dataset.source=auto.")
+    if name not in SPECS:
+        raise ValueError(f"dataset.name={name} is unknown: write one of {', '.join([*SPECS, 'digits'])}.")
     spec = SPECS[name]
     if (channels, image_size, image_size) != spec.shape:
         raise ValueError(
@@ -414,7 +414,18 @@ def with_label_noise(labels: Tensor, fraction: float, num_classes: int, seed: in
     return noisy
 
 
-def hold_out(split: Split, n: int, seed: int) -> tuple[Split, Split]:
+class Rows(Protocol):
+    """Anything that has rows and can be cut down to some of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self: "AnyRows", rows: Tensor, /) -> "AnyRows": ...
+
+
+AnyRows = TypeVar("AnyRows", bound=Rows)
+
+
+def hold_out(split: AnyRows, n: int, seed: int) -> tuple[AnyRows, AnyRows]:
     """(kept, held): ``n`` random images held out, for choices that must not be made on the test set; both in order."""
     if not 0 <= n < len(split):
         raise ValueError(f"dataset.validation={n} leaves nothing to train on: write 0 to {len(split) - 1}.")

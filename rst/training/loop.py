@@ -52,15 +52,17 @@ def train(cfg: DictConfig, show_progress: bool = True) -> Record:
     """
     record = open_record(cfg)
     if not record.done:
+        run = Run(cfg, record, show_progress)  # bad input shows here, before anything is written
         with record.training(cfg):
-            Run(cfg, record, show_progress).to_the_end()
+            if not record.done:
+                run.to_the_end()
     return record
 
 
 def build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
     """The network, its weights drawn from the seed's own stream."""
     torch.manual_seed(stream("init", cfg.seed).initial_seed())
-    with bad_input("model: "):
+    with bad_input():
         model: nn.Module = instantiate(cfg.model)
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
@@ -76,7 +78,7 @@ class Run:
     """A run at some step: what the next one needs, and what a checkpoint keeps."""
 
     def __init__(self, cfg: DictConfig, record: Record, show_progress: bool) -> None:
-        self.cfg, self.record = cfg, record
+        self.cfg, self.record, self.show_progress = cfg, record, show_progress
         self.device = torch_device(cfg)
         torch.use_deterministic_algorithms(cfg.deterministic)
         torch.backends.cudnn.benchmark = not cfg.deterministic
@@ -107,23 +109,23 @@ class Run:
         self.sums = EpochSums(self.device)
         self.scores: dict[str, float] = {}
         self.best_test_error = math.inf
-        if record.checkpoint.exists():
-            self._resume()
-        record.keep_epochs(self.step // len(self.loader))
-        record.write_environment(self.device, self.data.digest)
-        self.progress = Progress(self.total_steps, self.step, record.id, show_progress)
 
     # ------------------------------------------------------------------------------------------------- the run
 
     def to_the_end(self) -> None:
         """Train the epochs that are left, and write metrics, checkpoints and, last, the summary."""
+        if self.record.checkpoint.exists():
+            self._resume()
+        self.record.keep_epochs(self.step // len(self.loader))
+        self.record.write_environment(self.device, self.data.source.digest)
         epochs, mirror = self.cfg.recipe.epochs, Mirror(self.cfg, self.record)
+        progress = Progress(self.total_steps, self.step, self.record.id, self.show_progress)
         saved, cost = time.monotonic(), 0.0
         try:
             self._warm_up()
             with stop_requests() as stop_requested:
                 for epoch in range(self.step // len(self.loader), epochs):
-                    self._train_epoch(epoch, stop_requested)
+                    self._train_epoch(epoch, progress, stop_requested)
                     if (epoch + 1) % self.cfg.evaluate_every == 0 or epoch + 1 == epochs:
                         self.scores = self._evaluate()
                         self.best_test_error = min(self.best_test_error, self.scores["test_error"])
@@ -131,6 +133,9 @@ class Run:
                     self.record.append(metrics)
                     mirror.log(metrics)
                     self.sums = EpochSums(self.device)
+                    number = stop_requested()
+                    if number is not None and epoch + 1 < epochs:
+                        self._stop(number)
                     # As often as keeps the cost of checkpoints below a hundredth of the time.
                     if time.monotonic() - saved >= 100 * cost or epoch + 1 == epochs:
                         saved = time.monotonic()
@@ -140,32 +145,28 @@ class Run:
             self.record.finish(summary)
             mirror.finish(summary)
         finally:
-            self.progress.close()
+            progress.close()
             mirror.close()
 
-    def _train_epoch(self, epoch: int, stop_requested: Callable[[], int | None]) -> None:
+    def _train_epoch(self, epoch: int, progress: Progress, stop_requested: Callable[[], int | None]) -> None:
         first = self.step - epoch * len(self.loader)
         begin, check = time.perf_counter(), time.monotonic() + SECONDS_BETWEEN_CHECKS
+        number = None
         for images, labels in self.loader.epoch(epoch, first):
             self._train_step(images, labels)
-            self.progress.step(lambda: self._figures(first, begin))
+            progress.step(lambda: self._figures(first, begin))
             if time.monotonic() >= check:
                 self._raise_if_diverged()
                 check = time.monotonic() + SECONDS_BETWEEN_CHECKS
-            signal_number = stop_requested()
-            if signal_number is not None:
+            number = stop_requested()
+            if number is not None and self.step % len(self.loader):  # at its end the epoch is recorded first
                 break
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - begin
         self._raise_if_diverged()
-        if signal_number is not None:
-            self._save()
-            raise Interrupted(
-                f"stopped at step {self.step} of {self.total_steps}; the same command goes on from there. "
-                f"Record: {self.record.folder}",
-                signal_number,
-            )
+        if number is not None and self.step % len(self.loader):
+            self._stop(number)
 
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
         recipe, parameters = self.cfg.recipe, list(self.model.parameters())
@@ -287,6 +288,14 @@ class Run:
             **{name: getattr(self, name).state_dict() for name in self._PARTS},
         }
         checkpoint.save(self.record.checkpoint, state)
+
+    def _stop(self, signal_number: int) -> None:
+        self._save()
+        raise Interrupted(
+            f"stopped at step {self.step} of {self.total_steps}; the same command goes on from there. "
+            f"Record: {self.record.folder}",
+            signal_number,
+        )
 
     def _resume(self) -> None:
         state = checkpoint.load(self.record.checkpoint)

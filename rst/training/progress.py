@@ -14,19 +14,18 @@ from tqdm import tqdm
 class Progress:
     """A bar on a terminal, now and then a line elsewhere; the figures are computed only when they are shown."""
 
-    def __init__(self, total: int, initial: int, description: str, shown: bool) -> None:
-        seconds = 0.5 if sys.stderr.isatty() else 30.0
+    def __init__(self, total: int, done: int, description: str, shown: bool) -> None:
+        self._seconds = 0.5 if sys.stderr.isatty() else 30.0
+        self._next = time.monotonic() + self._seconds
         self._bar = tqdm(
             total=total,
-            initial=initial,
+            initial=done,
             desc=description,
             unit="step",
             disable=not shown,
             dynamic_ncols=True,
-            mininterval=seconds,
+            mininterval=self._seconds,
         )
-        self._seconds = seconds
-        self._next = time.monotonic() + seconds
 
     def step(self, figures: Callable[[], dict[str, Any]]) -> None:
         """One more step is done."""
