@@ -24,16 +24,16 @@ def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
 @contextmanager
 def gradients_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Zero gradients inside; on leaving, what was there before is added to what the body left."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
     # Copies, not the tensors themselves: under DDP a gradient can be a view of a bucket that the body overwrites.
-    before = [g.clone() for g in gradients]
-    if gradients:
-        torch._foreach_zero_(gradients)
+    before = {p: p.grad.clone() for p in parameters if p.grad is not None}
+    for p in before:
+        p.grad.zero_()  # type: ignore[union-attr]
     try:
         yield
     finally:
-        if gradients:
-            torch._foreach_add_(gradients, before)
+        for p, gradient in before.items():
+            # Read anew: the body may have cleared it, and a double backward binds a new tensor.
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ class RST:
         The body runs forward and ``(weight * loss).backward()``; it may hold a loss scaler, or a loop over
         micro-batches that share one perturbation. t advances when the last pass has ended without an error. With
         ``advance=False`` the step stays open: its gradient is kept, unsynchronised under DDP, and the next `passes`
-        adds to it.
+        adds to it. The body must not clear gradients: the perturbed pass adds to what is left of the clean one.
 
         In the perturbed pass dropout repeats its masks; after it, weights and buffers are as the clean pass left them.
         """
@@ -178,7 +178,10 @@ class RST:
         return losses[0]
 
     def restore(self) -> None:
-        """Take back a perturbation that is still open, as an exception can leave it; without effect otherwise."""
+        """Take back a perturbation that is still open, as an exception can leave it; without effect otherwise.
+
+        A loop that is still in its passes ends after this one, and t stays.
+        """
         passes = self._open() if self._open is not None else None
         if passes is not None:
             passes.close()
@@ -196,7 +199,7 @@ class RST:
         self.t = state["t"]
 
     def _rho(self) -> float:
-        return self.rho(self.t, self.total_steps) if callable(self.rho) else self.rho
+        return _at_least_zero("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
 
     def _warn_if_the_gate_is_stuck(self) -> None:
         realised = self.realised_extra_propagations
@@ -228,9 +231,9 @@ def perturbed(parameters: list[Tensor], rho: float) -> Iterator[Tensor]:
         raise RuntimeError(
             "the clean pass left no gradient: call (weight * loss).backward() in the loop over passes()."
         )
-    precision = torch.promote_types(gradients[0].dtype, torch.float32)
+    precision = reduce(torch.promote_types, {g.dtype for g in gradients}, torch.float32)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, precision)))
-    scale = (rho / (norm + EPSILON)).nan_to_num(nan=0.0, posinf=0.0)
+    scale = rho / (norm + EPSILON)
     saved = [p.clone() for p in parameters]
     try:
         torch._foreach_copy_(parameters, gradients)
@@ -277,8 +280,8 @@ def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- the checks
 
 
-def _at_least_zero(name: str, value: float | str) -> float:
-    if isinstance(value, (bool, str)) or not 0 <= value < math.inf:
+def _at_least_zero(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number from 0, got {value!r}.")
     return float(value)
 

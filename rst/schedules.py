@@ -69,7 +69,7 @@ def always() -> Schedule:
 def constant(p: float) -> Schedule:
     """p(t) = p (Table 2; the schedule that the paper recommends). Δη = p."""
     p = _fraction("p", p)
-    return Schedule(f"constant(p={p:.12g})", lambda t, total_steps: p, steady=True)
+    return Schedule(f"constant(p={p!r})", lambda t, total_steps: p, steady=True)
 
 
 def piecewise(a: float, b: float) -> Schedule:
@@ -78,20 +78,20 @@ def piecewise(a: float, b: float) -> Schedule:
     Group 1 of the paper is a = 0 (SGD, then SAM), group 2 a = 1 (SAM, then SGD), group 3 b = 1/2.
     """
     a, b = _fraction("a", a), _fraction("b", b)
-    return Schedule(f"piecewise(a={a:.12g},b={b:.12g})", lambda t, total_steps: a if t / total_steps < b else 1 - a)
+    return Schedule(f"piecewise(a={a!r},b={b!r})", lambda t, total_steps: a if t / total_steps < b else 1 - a)
 
 
 def linear(m: float) -> Schedule:
     """The rising line through (T/2, m) and, for m <= 1/2, (0, 0), else (T, 1) (linear group 1). Δη = m."""
     m = _fraction("m", m)
     start, slope = (0.0, 2 * m) if m <= 0.5 else (2 * m - 1, 2 * (1 - m))
-    return _wave(f"linear(m={m:.12g})", lambda u: start + slope * u)
+    return _wave(f"linear(m={m!r})", lambda u: start + slope * u)
 
 
 def linear_through(b: float) -> Schedule:
     """The line through (0, b) and (T/2, 1/2) (linear group 2). Δη = 1/2."""
     b = _fraction("b", b)
-    return _wave(f"linear_through(b={b:.12g})", lambda u: b + (1 - 2 * b) * u)
+    return _wave(f"linear_through(b={b!r})", lambda u: b + (1 - 2 * b) * u)
 
 
 def cosine_down() -> Schedule:
@@ -138,7 +138,7 @@ def tail(fraction: float) -> Schedule:
     """The last fraction of the steps is sharp, none before it; `piecewise` group 1 by its own cost. Δη = fraction."""
     fraction = _fraction("fraction", fraction)
     return Schedule(
-        f"tail(fraction={fraction:.12g})", lambda t, total_steps: float((total_steps - t) / total_steps <= fraction)
+        f"tail(fraction={fraction!r})", lambda t, total_steps: float((total_steps - t) / total_steps <= fraction)
     )
 
 

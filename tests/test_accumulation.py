@@ -87,6 +87,7 @@ def test_a_gradient_that_was_there_before_is_added_to_and_takes_no_part_in_the_p
     torch.testing.assert_close(left(model), expected + 3.0, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
 def test_a_gradient_that_was_there_before_survives_a_double_backward():
     """``create_graph=True`` makes autograd put a new tensor into `.grad` instead of adding to the one that is there."""
     model = perceptron()

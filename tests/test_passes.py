@@ -260,6 +260,19 @@ def test_a_step_consumes_the_random_numbers_of_one_plain_step(schedule):
     assert_bitwise(torch.get_rng_state(), expected)
 
 
+def test_a_perturbed_pass_that_draws_more_leaves_the_generator_as_the_clean_pass_did():
+    """As where the weights decide how much is drawn."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    torch.manual_seed(1)
+    torch.rand(1)
+    expected = torch.get_rng_state()
+    torch.manual_seed(1)
+    for number, weight in enumerate(sharp(model).passes()):
+        torch.rand(1 + number)
+        (weight * loss_on(model, X, Y)).backward()
+    assert_bitwise(torch.get_rng_state(), expected)
+
+
 def test_making_the_method_and_reading_its_gate_consume_no_random_number():
     model, before = Network(), torch.get_rng_state()
     method = rst.RST(model, RHO, schedules.constant(0.5), total_steps=5000)
