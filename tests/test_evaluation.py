@@ -158,7 +158,7 @@ def test_the_command_line_prints_the_error_and_changes_nothing(overrides, comman
     [
         ("autocast=bfloat16",),
         ("channels_last=true",),
-        ("dataset=cifar100", "dataset.source=digits", "dataset.validation=10"),
+        ("dataset=cifar100", "dataset.source=digits", "dataset.validation=10", "scheme=sgd"),
     ],
     ids=" ".join,
 )

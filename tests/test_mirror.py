@@ -118,6 +118,18 @@ def test_where_wandb_raises_there_is_one_warning_and_the_run_goes_on(config, mon
     assert wandb.calls.count(name) == 1
 
 
+@pytest.mark.slow
+def test_where_wandb_cannot_be_reached_there_is_one_warning_and_the_run_goes_on(config, monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.warns(UserWarning, match="W&B gets no more of this run") as caught:
+        record = train(config("wandb.mode=online"), show_progress=False)
+    assert_complete(record)
+    assert len(caught) == 1
+
+
 def test_where_wandb_is_not_installed_there_is_one_warning_and_the_run_goes_on(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.warns(UserWarning, match="W&B gets no more of this run") as caught:
