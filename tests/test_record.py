@@ -352,7 +352,7 @@ def test_a_run_that_diverges_late_keeps_the_epochs_before(config, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=rf"^paths.runs: .*{tmp_path / 'file'}"):
+    with pytest.raises(InputError, match=rf"^paths.runs={tmp_path / 'file' / 'runs'} cannot be written"):
         train(config(f"paths.runs={tmp_path / 'file' / 'runs'}"), show_progress=False)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from rst.experiments.config import InputError, gamma_ratio, schedule_of, total_steps
+from rst.schedules import constant
 
 ADDED_LATER: dict[str, Any] = {}
 """Keys of `identity` that older records lack, with the default that those had: left out of the hash where equal to
@@ -40,8 +42,9 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data, recipe = plain["dataset"], plain["recipe"]
     schedule = schedule_of(cfg)
-    method: dict[str, Any] = {"p": schedule.name}
-    if schedule.mean(total_steps(cfg)) > 0:
+    mean = schedule.mean(total_steps(cfg))
+    method: dict[str, Any] = {"p": (constant(mean) if mean in (0, 1) else schedule).name}
+    if mean > 0:
         c = gamma_ratio(cfg)
         method |= {"gamma_ratio": float(f"{c:.12g}"), "variant": plain["variant"]}
         method["normalise_clean"] = cfg.scheme.normalise_clean and c != 1
@@ -63,9 +66,9 @@ def run_id(cfg: DictConfig) -> str:
     """A readable prefix, and ten digits of the hash of `identity`."""
     what = identity(cfg)
     for key, default in ADDED_LATER.items():
-        node, _, leaf = key.rpartition(".")
-        owner = what[node] if node else what
-        if owner.get(leaf) == default:
+        *nodes, leaf = key.split(".")
+        owner = reduce(lambda node, name: node.get(name, {}), nodes, what)
+        if leaf in owner and owner[leaf] == default:
             del owner[leaf]
     text = json.dumps(_canonical(what), sort_keys=True)
     method = what["method"]
@@ -149,8 +152,8 @@ class Record:
 
     def keep_epochs(self, epochs: int) -> None:
         """Drop the metrics of epochs that a resumed run will train again."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics[:epochs]]
-        write_atomically(self._metrics, "".join(kept))
+        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        write_atomically(self._metrics, "".join(lines[:epochs]))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the results; from then on the run is done."""
@@ -165,11 +168,14 @@ def open_record(cfg: DictConfig) -> Record:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """The whole content or, after a crash, what was there before; never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def environment(device: torch.device, data_digest: str) -> dict[str, Any]:

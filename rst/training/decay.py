@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def l2(parameters: Iterable[Tensor], strength: float) -> Tensor:
@@ -28,6 +27,5 @@ class _L2(torch.autograd.Function):
         return norms.square().sum() * (strength / 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, *torch._foreach_mul(list(ctx.saved_tensors), gradient * ctx.strength)

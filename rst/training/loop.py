@@ -68,6 +68,12 @@ def build_model(cfg: DictConfig, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
 
 
+def autocast(cfg: DictConfig, device: torch.device) -> torch.autocast:
+    """The precision of the network's passes."""
+    dtype = getattr(torch, cfg.autocast) if cfg.autocast else None
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def lr_decay(t: int, total_steps: int, warmup_steps: float) -> float:
     """Learning rate of step t over the base's: ½ (1 + cos πt/T), times t / warmup_steps while that is below 1."""
     warmup = min(1.0, t / warmup_steps) if warmup_steps else 1.0
@@ -127,8 +133,9 @@ class Run:
             with stop_requests() as stop_requested:
                 for epoch in range(self.step // len(self.loader), epochs):
                     self._train_epoch(epoch, progress, stop_requested)
-                    if (epoch + 1) % self.cfg.evaluate_every == 0 or epoch + 1 == epochs:
+                    if self._evaluated(epoch):
                         self.scores = self._evaluate()
+                        self._raise_if_diverged()
                         self.best_test_error = min(self.best_test_error, self.scores["test_error"])
                     metrics = self._metrics(epoch)
                     self.record.append(metrics)
@@ -203,13 +210,9 @@ class Run:
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.cfg.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with autocast(self.cfg, self.device):
             logits = self.forward(x)
         return F.cross_entropy(logits.float(), y), logits
-
-    def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.cfg.autocast) if self.cfg.autocast else None
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _warm_up(self) -> None:
         """Compile, tune and allocate before the clock starts, by a pass that leaves no trace."""
@@ -222,13 +225,17 @@ class Run:
 
     # --------------------------------------------------------------------------------------------- the figures
 
+    def _evaluated(self, epoch: int) -> bool:
+        return (epoch + 1) % self.cfg.evaluate_every == 0 or epoch + 1 == self.cfg.recipe.epochs
+
     def _evaluate(self) -> dict[str, float]:
         scores: dict[str, float] = {}
         for split in self.data.splits:
-            with self._autocast():
+            with autocast(self.cfg, self.device):
                 results = evaluate(self.model, self.data.batches(split), self.cfg.dataset.num_classes)
             scores |= {f"{split}_{name}": value for name, value in results.items()}
-        return scores
+        # The name that tables have for it.
+        return {"top5_error" if name == "test_top5_error" else name: value for name, value in scores.items()}
 
     def _metrics(self, epoch: int) -> dict[str, Any]:
         return {
@@ -240,7 +247,7 @@ class Run:
             "sharp_steps": self.sharp_steps,
             "propagations": round(self.propagations),
             "train_seconds": self.seconds,
-            **self.scores,
+            **(self.scores if self._evaluated(epoch) else {}),
         }
 
     def _figures(self, first: int, begin: float) -> dict[str, str]:
@@ -272,7 +279,7 @@ class Run:
         }
 
     def _raise_if_diverged(self) -> None:
-        if not math.isfinite(float(self.sums.losses["loss"])):
+        if not math.isfinite(float(self.sums.losses["loss"]) + self.scores.get("test_loss", 0.0)):
             raise InputError(
                 f"the loss is not finite by step {self.step} of {self.total_steps}: the run has diverged; try a "
                 f"smaller optimizer.lr than {self.cfg.optimizer.lr:g}. Record: {self.record.folder}"

@@ -17,12 +17,13 @@ def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, size: int) -
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()] if len(parts) > 1 else []
     counters = [buffer for buffer in model.buffers() if not buffer.is_floating_point()] if len(parts) > 1 else []
     before = [buffer.clone() for buffer in buffers + counters]
-    mean = [torch.zeros_like(buffer) for buffer in buffers]
+    change = [torch.zeros_like(buffer) for buffer in buffers]  # and not of the sum, so that constants stay exact
     for i, (x, y) in enumerate(parts):
         last = i == len(parts) - 1
         yield x, y, last
         if buffers:
-            torch._foreach_add_(mean, buffers, alpha=1 / len(parts))
-            torch._foreach_copy_(buffers, mean if last else before[: len(buffers)])
+            begun = before[: len(buffers)]
+            torch._foreach_add_(change, torch._foreach_sub(buffers, begun), alpha=1 / len(parts))
+            torch._foreach_copy_(buffers, torch._foreach_add(begun, change) if last else begun)
         if counters and not last:
             torch._foreach_copy_(counters, before[len(buffers) :])

@@ -9,7 +9,7 @@ from rst.experiments.config import InputError, torch_device
 from rst.training import checkpoint
 from rst.training.data import RunData
 from rst.training.evaluation import evaluate
-from rst.training.loop import build_model
+from rst.training.loop import autocast, build_model
 
 HERE = ("evaluate", "device", "dataset.root", "paths", "wandb")
 """Keys that say where to score, not what."""
@@ -25,16 +25,17 @@ def score(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     device = torch_device(cfg)
     state = checkpoint.load(path)
     saved: DictConfig = OmegaConf.create(state["config"])
+    saved.paths, saved.dataset.root = cfg.paths, cfg.dataset.root
     for key in (override.split("=")[0].lstrip("+~") for override in overrides):
         if key.startswith(HERE):
             continue
         if OmegaConf.select(cfg, key) != OmegaConf.select(saved, key):
             raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
-    saved.paths, saved.dataset.root = cfg.paths, cfg.dataset.root
     data = RunData(saved, device)
     model = build_model(saved, device)
     model.load_state_dict(state["model"])
-    return saved, evaluate(model, data.batches("test"), saved.dataset.num_classes)
+    with autocast(saved, device):
+        return saved, evaluate(model, data.batches("test"), saved.dataset.num_classes)
 
 
 def _checkpoint_file(cfg: DictConfig) -> Path:
