@@ -19,18 +19,17 @@ A variant of SAM (`rst.variants`) puts another gradient in the place of g_s; gat
 the user's own and stays as it is.
 """
 
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rst.gate import Gate, ScheduleLike
 from rst.guards import (
     average_gradients,
     evaluation_mode,
@@ -40,12 +39,9 @@ from rst.guards import (
     random_states,
     replayed_random_numbers,
 )
-from rst.schedules import Schedule
-from rst.streams import stream
 from rst.variants import Variant, variant_of
+from rst.variants.variant import at_least
 from rst.vectors import EPSILON, norm
-
-ScheduleLike = Schedule | Callable[[int, int | None], float]
 
 
 class RST:
@@ -87,18 +83,19 @@ class RST:
         normalise_clean: bool = False,
     ) -> None:
         self.model = model
-        self.rho = rho if callable(rho) else _at_least_zero("rho", rho)
+        self.rho = rho if callable(rho) else at_least(0, "rho", rho)
         self.schedule = schedule
         self.total_steps = total_steps
-        self.seed = seed
         self.variant = variant_of(variant)
         self.sync_perturbation = sync_perturbation
         self.normalise_clean = normalise_clean
+        self.seed = seed
         self.t = 0
         self.forward_passes = 0.0
         self.backward_passes = 0.0
         self._part = 0  # micro-batches of step t that are done
         self._open: weakref.ref[Generator[float, None, None]] | None = None
+        self._gate = Gate(schedule, total_steps, seed)
         if sync_perturbation and self.variant.combine is not None:
             raise ValueError(
                 f"sync_perturbation does not go with {type(self.variant).__name__}, which combines g and g_s."
@@ -106,57 +103,33 @@ class RST:
         _whole_parameters(model)
         _warn_if_unwrapped(model)
 
-        if total_steps is None:
-            if not (isinstance(schedule, Schedule) and schedule.steady):
-                raise ValueError(f"schedule {schedule} needs total_steps, the number of optimizer steps.")
-            self._share = schedule.mean()
-        else:
-            if not (isinstance(total_steps, int) and total_steps >= 1):
-                raise ValueError(f"total_steps must be an integer from 1, got {total_steps!r}.")
-            p = _probabilities(schedule, total_steps)
-            self._gate = _uniforms(seed, total_steps) < p
-            self._share = math.fsum(p.tolist()) / total_steps
-            self._warn_if_the_gate_is_stuck()
         if gamma_ratio == "auto":
-            if self._share == 0:
+            if self._gate.mean == 0:
                 raise ValueError(f"gamma_ratio 'auto' is 1 / mean of p(t), and schedule {schedule} never opens.")
-            gamma_ratio = 1 / self._share
-        self.gamma_ratio = _at_least_zero("gamma_ratio", gamma_ratio)
+            gamma_ratio = 1 / self._gate.mean
+        self.gamma_ratio = at_least(0, "gamma_ratio", gamma_ratio)
 
     # ------------------------------------------------------------------------------------------------ the gate
 
     @property
     def gate(self) -> Tensor:
         """X_t for every step of the training (eq. 2): bool [total_steps], on the CPU."""
-        if self.total_steps is None:
-            raise ValueError("the gate of the whole training needs total_steps.")
-        return self._gate
+        return self._gate.steps
 
     @property
     def sharp(self) -> bool:
-        """Whether step t, the next one, is sharp: u_t < p(t)."""
-        if self.total_steps is None:
-            return _uniform(self.seed, self.t) < self.schedule(self.t, None)
-        if self.t >= self.total_steps:
-            raise ValueError(f"step {self.t} is past the end of the training: total_steps is {self.total_steps}.")
-        return bool(self._gate[self.t])
+        """Whether step t, the next one, is sharp."""
+        return self._gate(self.t)
 
     @property
     def expected_extra_propagations(self) -> float:
-        """Δη (eq. 4), of the schedule: mean of p(t), times what a sharp step of the variant costs more."""
-        return self._share * self.variant.extra_passes
+        """Δη (eq. 4): mean of p(t), times what a sharp step of the variant costs more than a plain one."""
+        return self._gate.mean * self.variant.extra_passes
 
     @property
     def realised_extra_propagations(self) -> float:
         """Δη of the gate: over the whole training where total_steps is known, else over the steps done so far."""
-        return self._realised_share() * self.variant.extra_passes
-
-    def _realised_share(self) -> float:
-        if self.total_steps is not None:
-            return self._gate.double().mean().item()
-        if self.t == 0:
-            return 0.0
-        return (_uniforms(self.seed, self.t) < self._share).double().mean().item()
+        return self._gate.share(self.t) * self.variant.extra_passes
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -304,16 +277,7 @@ class RST:
         self.variant.load_state_dict(state)
 
     def _rho(self) -> float:
-        return _at_least_zero("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
-
-    def _warn_if_the_gate_is_stuck(self) -> None:
-        realised = self._realised_share()
-        if realised in (0, 1) and realised != self._share:
-            warnings.warn(
-                f"schedule {self.schedule} expects {self._share:.3g} sharp steps a step, but the "
-                f"gate of seed {self.seed} is {'always' if realised else 'never'} open in {self.total_steps} steps.",
-                stacklevel=3,
-            )
+        return at_least(0, "rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
 
 
 # ------------------------------------------------------------------------------------------------ the perturbation
@@ -344,44 +308,6 @@ def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterato
     finally:
         torch._foreach_copy_(parameters, saved)
         torch.clear_autocast_cache()
-
-
-# -------------------------------------------------------------------------------------------------------- the draws
-
-_BLOCK = 1024
-
-
-@lru_cache(maxsize=8)
-def _uniform_block(seed: int, block: int) -> Tensor:
-    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block))
-
-
-def _uniform(seed: int, t: int) -> float:
-    """u_t, uniform on [0, 1): a function of (seed, t) alone, whatever the length of the training."""
-    return _uniform_block(seed, t // _BLOCK)[t % _BLOCK].item()
-
-
-def _uniforms(seed: int, steps: int) -> Tensor:
-    """u_t for t < steps."""
-    return torch.cat([_uniform_block(seed, block) for block in range(-(-steps // _BLOCK))])[:steps]
-
-
-def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
-    p = torch.tensor([schedule(t, total_steps) for t in range(total_steps)], dtype=torch.float64)
-    outside = ((p < 0) | (p > 1) | p.isnan()).nonzero().flatten().tolist()
-    if outside:
-        t = outside[0]
-        raise ValueError(f"schedule {schedule} gives p = {p[t].item():g} at t = {t}: p must lie in [0, 1].")
-    return p
-
-
-# ------------------------------------------------------------------------------------------------------- the checks
-
-
-def _at_least_zero(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number from 0, got {value!r}.")
-    return float(value)
 
 
 def _whole_parameters(model: nn.Module) -> list[Tensor]:
