@@ -70,7 +70,8 @@ def run_id(cfg: DictConfig) -> str:
     text = json.dumps(_canonical(what), sort_keys=True)
     method = what["method"]
     words = [cfg.dataset.name, cfg.network, *re.findall(r"[\w.]+", method["p"].replace("=", ""))]
-    words += [f"c{method['gamma_ratio']:.4g}"] if "gamma_ratio" in method else []
+    if "variant" in method:
+        words += [method["variant"]["name"]] * (method["variant"]["name"] != "sam") + [f"c{method['gamma_ratio']:.4g}"]
     return "-".join([*words, f"s{cfg.seed}", hashlib.sha256(text.encode()).hexdigest()[:10]])
 
 

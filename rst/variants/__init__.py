@@ -1,5 +1,7 @@
 """Variants of the sharp step, one short file each: the gate, γ/ρ and everything else apply to them as to SAM."""
 
+from typing import Any
+
 from rst.variants.asam import ASAM
 from rst.variants.esam import ESAM
 from rst.variants.gsam import GSAM
@@ -20,10 +22,10 @@ NAMES: dict[str, type[Variant]] = {
 }
 
 
-def variant_of(variant: str | Variant) -> Variant:
-    """A variant by its name, with its defaults; or the variant itself."""
+def variant_of(variant: str | Variant, **options: Any) -> Variant:
+    """A variant by its name, with options in place of its defaults; or the variant itself."""
     if isinstance(variant, Variant):
         return variant
     if variant not in NAMES:
         raise ValueError(f"variant {variant!r} is unknown: write one of {', '.join(NAMES)}, or an instance.")
-    return NAMES[variant]()
+    return NAMES[variant](**options)
