@@ -11,6 +11,7 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +26,9 @@ def main(composed: DictConfig) -> None:
     try:
         print(result(composed))
     except InputError as error:
-        failures.append(str(error))
+        hydra_config = HydraConfig.get()
+        sweep = hydra_config.mode == RunMode.MULTIRUN
+        failures.append(" ".join([*hydra_config.overrides.task, "->"] * sweep + [str(error)]))
 
 
 def result(composed: DictConfig) -> str:

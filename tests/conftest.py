@@ -1,12 +1,22 @@
 """Small real runs: configs on the embedded digits whose records are in a folder of the test."""
 
+import multiprocessing
+import os
+import runpy
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
 from rst.experiments.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = multiprocessing.get_context("forkserver")
+# Imported once, for all processes of a session of tests.
+PROCESSES.set_forkserver_preload(["rst.training", "rst.models", "sklearn.datasets"])
 
 
 @pytest.fixture
@@ -26,3 +36,24 @@ def overrides(tmp_path: Path) -> list[str]:
 def config(overrides: list[str]) -> Callable[..., DictConfig]:
     """The config of `overrides`, and of more of them, which win."""
     return lambda *more: load_config([*overrides, *more])
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., tuple[BaseProcess, Path]]:
+    """Start ``python train.py *overrides`` in a process of its own; the process, and the file of what it prints."""
+
+    def start(*overrides: str) -> tuple[BaseProcess, Path]:
+        output = tmp_path / "output.txt"
+        process = PROCESSES.Process(target=train_py, args=(overrides, output))
+        process.start()
+        return process, output
+
+    return start
+
+
+def train_py(overrides: list[str], output: Path) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["train.py", *overrides]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

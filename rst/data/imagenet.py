@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -224,10 +225,19 @@ class Decoded(TorchDataset[Tensor | ValueError]):
 
 
 def start_worker(_: int) -> None:
-    """Leave stop requests, which reach all processes of a terminal or job, to the trainer; be quiet about odd EXIF."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave stop requests, which reach every process of a job, to the trainer; be quiet about odd EXIF."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=exit_when_told_by_parent, daemon=True).start()
     warnings.simplefilter("ignore")
+
+
+def exit_when_told_by_parent() -> None:
+    """Let SIGTERM end this process only if the trainer has sent it."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def decoded_batches(
@@ -249,14 +259,17 @@ def decoded_batches(
             generator=Generator(),  # by default it draws from the global one, which dropout reads
         )
     )
-    for batch in split:
-        images = []
-        for _ in batch:
-            part = next(parts)
-            if isinstance(part, ValueError):
-                raise part
-            images.append(part.to(device, non_blocking=True))
-        yield torch.cat(images).permute(0, 3, 1, 2).contiguous()
+    try:
+        for batch in split:
+            images = []
+            for _ in batch:
+                part = next(parts)
+                if isinstance(part, ValueError):
+                    raise part
+                images.append(part.to(device, non_blocking=True))
+            yield torch.cat(images).permute(0, 3, 1, 2).contiguous()
+    finally:
+        del parts  # ends the workers now, where a traceback would keep them
 
 
 class FileLoader:

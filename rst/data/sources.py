@@ -257,7 +257,9 @@ def read_parquet(folder: Path, spec: Spec) -> Dataset:
     files = {split: shards(folder, split) for split in ("train", "test")}
     for split, found in files.items():
         refuse_gaps(folder, split, found)
-    with tqdm(total=spec.train_images + spec.test_images, desc=f"Decoding {spec.name}", unit=" images") as bar:
+    with tqdm(
+        total=spec.train_images + spec.test_images, desc=f"Decoding {spec.name}", unit=" images", disable=None
+    ) as bar:
         train, test = ([read_shard(file, spec, bar.update) for file in found] for found in files.values())
     train_split, test_split = (
         Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))

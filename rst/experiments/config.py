@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,9 @@ def schedule_of(cfg: DictConfig) -> Schedule:
     with bad_input("schedule: "):
         schedule: Schedule = instantiate(cfg.schedule)
     return schedule
+
+
+OmegaConf.register_new_resolver("tempdir", tempfile.gettempdir, replace=True)
 
 
 def steps_per_epoch(cfg: DictConfig) -> int:
@@ -140,6 +144,10 @@ RULES: dict[str, Rule] = {
     "wandb.mode": _one_of("online", "offline", "disabled"),
     "wandb.project": _TEXT,
     "dataset.root": _TEXT,
+    "dataset.source": _one_of("auto", "parquet", "torchvision", "digits"),
+    "dataset.num_classes": _number(2, integer=True),
+    "dataset.channels": _number(1, integer=True),
+    "dataset.image_size": _number(1, integer=True),
     "dataset.train_images": _number(1, integer=True),
     "dataset.test_images": _number(1, integer=True),
     "dataset.validation": _number(0, integer=True),
@@ -149,7 +157,13 @@ RULES: dict[str, Rule] = {
     "augmentation.cutout": _number(0, integer=True),
     "augmentation.cutout_per_image": _FLAG,
     "augmentation.mixup_alpha": _number(0),
+    **{f"model.{key}": _number(1, integer=True) for key in ("depth", "width", "widen_factor", "heads", "hidden")},
+    "model.patch_size": _number(1, integer=True),
+    "model.alpha": _number(0),
+    "model.dropout": _number(0, 1),
     "optimizer.lr": _number(0),
+    "optimizer.momentum": _number(0, 1),
+    "optimizer.nesterov": _FLAG,
     "optimizer.weight_decay": _number(0),
     "scheme.gamma_ratio": (lambda value: value == "auto" or _number(0)[0](value), "auto or a number from 0"),
     "scheme.normalise_clean": _FLAG,
@@ -166,6 +180,9 @@ RULES: dict[str, Rule] = {
 def check(cfg: DictConfig) -> None:
     """Raise `InputError` at the first key that is out of its range, or at odds with another."""
     for key, (fits, wanted) in RULES.items():
+        group, _, name = key.rpartition(".")
+        if group in ("model", "optimizer") and name not in cfg[group]:
+            continue  # a key of another network or optimizer
         value = OmegaConf.select(cfg, key)
         if not fits(value):
             raise InputError(f"{key}={value}: write {wanted}.")
@@ -185,6 +202,11 @@ def check(cfg: DictConfig) -> None:
     if scheme.name == "gnr" and scheme.gamma_ratio == "auto":
         raise InputError("scheme.gamma_ratio=auto would make GNR into SAM: give a number.")
 
+    if not len(data.mean) == len(data.std) == data.channels:
+        raise InputError(
+            f"dataset.channels={data.channels}, but dataset.mean and dataset.std have {len(data.mean)} and "
+            f"{len(data.std)} numbers: give one a channel."
+        )
     kept = data.train_images - data.validation
     if recipe.batch_size > kept:
         raise InputError(
@@ -216,7 +238,7 @@ def torch_device(cfg: DictConfig) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(cfg.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={cfg.device} does not exist here: take device=cpu or device=auto.") from error
     return device
@@ -225,7 +247,7 @@ def torch_device(cfg: DictConfig) -> torch.device:
 def one_sentence(error: Exception) -> str:
     """What Hydra has to say: of an unknown choice or key with what there is, of a failed builder in its own words."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return str(error.__cause__)
+        return str(error.__cause__).rstrip(".") + "."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from rst.experiments.config import InputError, bad_input, gamma_ratio, schedule_of, total_steps
+from rst.experiments.config import InputError, gamma_ratio, schedule_of, total_steps
 
 ADDED_LATER: dict[str, Any] = {}
 """Keys of `identity` that older records lack, with the default that those had: left out of the hash where equal to
@@ -121,13 +121,16 @@ class Record:
     @contextmanager
     def training(self, cfg: DictConfig) -> Iterator[None]:
         """The record open for one process alone, its folder and config made where they are missing."""
-        with bad_input("paths.runs: "):
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock", timeout=0)
-            try:
-                lock.acquire()
-            except Timeout as error:
-                raise InputError(f"run {self.id} is being trained by another process.") from error
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"run {self.id} is being trained by another process.") from error
+        except OSError as error:
+            raise InputError(
+                f"paths.runs={self.folder.parent} cannot be written ({error.strerror}): write paths.runs=<folder>."
+            ) from error
         with lock:
             config = self.folder / "config.yaml"
             if not config.exists():

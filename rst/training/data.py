@@ -40,6 +40,9 @@ class RunData:
         for key, split in (("train_images", train), ("test_images", test)):
             if data[key] > len(split):
                 raise InputError(f"dataset.{key}={data[key]}, but there are {len(split)}: take at most as many.")
+        classes = int(max(train.labels.max(), test.labels.max())) + 1
+        if classes > data.num_classes:
+            raise InputError(f"dataset.num_classes={data.num_classes}, but the labels are of {classes} classes.")
         train, self.splits = train[: data.train_images], {"test": test[: data.test_images]}
         if data.validation:
             train, self.splits["validation"] = hold_out(train, data.validation, seed=0)

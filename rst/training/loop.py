@@ -89,7 +89,8 @@ class Run:
         self.loader = self.data.loader()
         self.model = build_model(cfg, self.device)
         self.forward = torch.compile(self.model) if cfg.compile else self.model
-        self.optimizer = instantiate(cfg.optimizer, params=self.model.parameters())
+        with bad_input("optimizer: "):
+            self.optimizer = instantiate(cfg.optimizer, params=self.model.parameters())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.autocast == "float16")
         self.total_steps = total_steps(cfg)
         self.method = rst.RST(
