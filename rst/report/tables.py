@@ -63,8 +63,8 @@ def readable(table: Table) -> pd.DataFrame:
         n = int(row["n"])
         if n == 0:
             return f"n = 0/{wanted}"
-        count = f"n = {n}" if n == wanted else f"n = {n}/{wanted}"
-        return f"{row['test_error_mean']:.2f} ± {row['test_error_std']:.2f} ({count})"
+        spread = f" ± {row['test_error_std']:.2f}" if n > 1 else ""
+        return f"{row['test_error_mean']:.2f}{spread} (n = {n}{'' if n == wanted else f'/{wanted}'})"
 
     columns = {
         "Scheme": means.index,
