@@ -5,7 +5,8 @@ import os
 import sys
 
 from rst.experiments.config import InputError
-from rst.experiments.sweep import load_table, run_table
+from rst.experiments.sweep import load_table
+from rst.training import run_table
 
 
 def main() -> int:

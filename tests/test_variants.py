@@ -866,8 +866,8 @@ def test_an_exception_in_any_forward_leaves_all_as_a_plain_pass_does_and_the_ste
     """Forwards of the first step: the clean one, Fisher's samples, ESAM's selection, the perturbed one."""
 
     def prepared() -> tuple[Remembering, rst.RST]:
-        torch.manual_seed(1)
         model = Remembering()
+        torch.manual_seed(1)
         return model, rst.RST(model, RHO, ALWAYS, total_steps=2, variant=VARIANTS[name]())
 
     undisturbed, method = prepared()
