@@ -1,8 +1,12 @@
 """The runs of a table, several at a time."""
 
+import os
+import signal
+import threading
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import torch
 from omegaconf import DictConfig
@@ -43,6 +47,17 @@ def run_table(table: Table, workers: int = 1) -> list[str]:
 def _set_up_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A runner that is killed takes its workers with it, each with a checkpoint, instead of leaving them for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    while True:  # the first stops a run, the next one the worker
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
 
 
 def _train(cfg: DictConfig) -> str | None:
