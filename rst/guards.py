@@ -97,15 +97,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Average gradients over the ranks, missing ones counting as zero, as `DistributedDataParallel` does by itself."""
+    """Average gradients over the ranks, as `DistributedDataParallel` does by itself.
+
+    One that is missing on some ranks counts as zero, one that is missing on all stays missing.
+    """
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             parameters = [p for p in module.parameters() if p.requires_grad]
-            for p in parameters:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            sum_over_ranks(gradients, module.process_group)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            present = gradients[0].new_tensor([p.grad is not None for p in parameters])
+            sum_over_ranks([*gradients, present], module.process_group)
             torch._foreach_div_(gradients, torch.distributed.get_world_size(module.process_group))
+            if any(p.grad is None for p in parameters):
+                for p, gradient, ranks in zip(parameters, gradients, present.tolist(), strict=True):
+                    p.grad = gradient if ranks else None
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], group: Any = None) -> None:

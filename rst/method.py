@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from rst.gate import Gate, ScheduleLike
 from rst.guards import (
@@ -159,11 +160,16 @@ class RST:
         clean = None
         for weight in self._start(advance):
             loss = closure(*self._rows(closure, clean))
+            if self.variant.by_sample and loss.dim() != 1:
+                raise ValueError(
+                    f"{type(self.variant).__name__} needs the loss of each sample: the closure gave a tensor of shape "
+                    f"{list(loss.shape)}, not [n]; use reduction='none'."
+                )
             (weight * loss.mean()).backward()
             if clean is None:
                 clean = loss.detach()
                 if self.variant.by_sample and self.sharp:
-                    with evaluation_mode(self.model):
+                    with evaluation_mode(self.model), kept_buffers(self.model):
                         cost = self.variant.observe(closure, _whole_parameters(self.model), len(clean))
                     self._count(cost, cost)
         assert clean is not None
@@ -243,6 +249,9 @@ class RST:
                 torch._foreach_mul_(sharp, c)
                 torch._foreach_mul_(clean, self._clean_weight(clean))
                 torch._foreach_add_(sharp, clean)
+            for p, gradient in zip(parameters, sharp, strict=True):
+                if p.grad is None and gradient.any():  # of a layer that this step skips, but LookSAM remembers
+                    p.grad = gradient
         if advance:
             average_gradients(model)
 
@@ -273,8 +282,9 @@ class RST:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.restore()
-        self.t = state["t"]
-        self.variant.load_state_dict(state)
+        self.t, self._part = state["t"], 0
+        device = next(self.model.parameters()).device
+        self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state))
 
     def _rho(self) -> float:
         return at_least(0, "rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho

@@ -18,6 +18,6 @@ class GSAM(Variant):
 
     def combine(self, sharp: list[Tensor], clean: list[Tensor], part: int) -> None:
         """g_s <- (1 + α ⟨g, ĝ_s⟩ / ‖g_s‖) g_s - α g."""
-        along = dot(clean, sharp) / (norm(sharp).square() + EPSILON)
+        along = dot(clean, sharp) / (norm(sharp) + EPSILON).square()
         torch._foreach_mul_(sharp, 1 + self.alpha * along)
         torch._foreach_add_(sharp, clean, alpha=-self.alpha)

@@ -31,7 +31,7 @@ class LookSAM(Variant):
     def combine(self, sharp: list[Tensor], clean: list[Tensor], part: int) -> None:
         """Keep g_v; or add α ‖g‖/‖g_v‖ g_v to g."""
         if self.perturbs(part):
-            along = dot(sharp, clean) / (norm(clean).square() + EPSILON)
+            along = dot(sharp, clean) / (norm(clean) + EPSILON).square()
             direction = list(torch._foreach_mul(clean, -along))
             torch._foreach_add_(direction, sharp)
             # One that is not finite, as under a loss scaler that overflows, would spoil k steps: keep the old.
@@ -49,6 +49,6 @@ class LookSAM(Variant):
         return {"counts": dict(self.counts), "directions": {part: list(v) for part, v in self.directions.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, on the device that its tensors are on."""
+        """Go on from `state_dict`."""
         self.counts = dict(state["counts"])
         self.directions = {part: list(v) for part, v in state["directions"].items()}

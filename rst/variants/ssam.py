@@ -31,11 +31,8 @@ class SSAM(Variant):
         self.due = 0
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Find out whether a new mask is due."""
-        self.parameters = parameters
-        self.refresh = t >= self.due
-        if self.refresh:
-            self.due = (t // self.update_every + 1) * self.update_every
+        """Note the step, for a mask that is due."""
+        self.parameters, self.t = parameters, t
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
         """Write ρ m ⊙ g / ‖g‖."""
@@ -43,6 +40,16 @@ class SSAM(Variant):
         of = dict(zip(self.parameters, self.mask, strict=True))
         torch._foreach_mul_(out, [of[p] for p in out])
         torch._foreach_mul_(out, rho / (norm(gradients) + EPSILON))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this step makes a mask."""
+        return self.t >= self.due
+
+    def renew(self, mask: list[Tensor]) -> None:
+        """Take another mask; the next one is due with the next period."""
+        self.mask = mask
+        self.due = (self.t // self.update_every + 1) * self.update_every
 
     @property
     def total(self) -> int:
@@ -79,16 +86,15 @@ class SSAMF(SSAM):
 
     def observe(self, closure: Closure, parameters: Sequence[Tensor], samples: int) -> float:
         """Make the mask that is due."""
-        if not self.refresh:
+        if not self.is_due:
             return 0.0
-        self.refresh = False
         count = min(self.samples, samples)
         fisher = [torch.zeros_like(p) for p in parameters]
         for i in range(count):
             gradient = torch.autograd.grad(closure([i]).sum(), parameters, allow_unused=True, materialize_grads=True)
             torch._foreach_addcmul_(fisher, gradient, gradient)
         sum_over_ranks(fisher)
-        self.mask = largest(fisher, self.ones)
+        self.renew(largest(fisher, self.ones))
         return count / samples
 
 
@@ -104,26 +110,24 @@ class SSAMD(SSAM):
         self.drop = fraction("drop", drop)
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Find out whether a new mask is due."""
+        """Note the step, for a mask that is due."""
         super().begin(parameters, t, total_steps, seed)
         self.share = self.drop * 0.5 * (1 + math.cos(math.pi * t / total_steps)) if total_steps else self.drop
         self.generator = stream("ssam", seed, t)
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
         """Write ρ m ⊙ g / ‖g‖, and make the mask that is due."""
-        first = not self.mask
-        if first:
-            self.mask = largest(self.noise(), self.ones)
+        if not self.mask:
+            self.renew(largest(self.noise(), self.ones))
         super().perturb(out, weights, gradients, rho)
-        if self.refresh and not first:
+        if self.is_due:
             of = dict(zip(out, gradients, strict=True))
             size = [of[p].abs() if p in of else torch.zeros_like(p) for p in self.parameters]
             sum_over_ranks(size)
             dropped = min(int(self.ones * self.share), self.total - self.ones)
             stay = largest([s.masked_fill(~m, -1.0) for s, m in zip(size, self.mask, strict=True)], self.ones - dropped)
             grow = largest([n.masked_fill(m, -1.0) for n, m in zip(self.noise(), self.mask, strict=True)], dropped)
-            self.mask = [a | b for a, b in zip(stay, grow, strict=True)]
-        self.refresh = False
+            self.renew([a | b for a, b in zip(stay, grow, strict=True)])
 
     def noise(self) -> list[Tensor]:
         """Uniform on [0, 1), equal on all ranks."""
