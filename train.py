@@ -6,6 +6,7 @@ scores a saved network.
 """
 
 import os
+import signal
 import sys
 
 import hydra
@@ -58,6 +59,9 @@ if __name__ == "__main__":
         main()
     except (HydraException, OmegaConfBaseException) as error:
         failures.append(one_sentence(error))
+    except KeyboardInterrupt:
+        print("train.py: stopped before the first step, with nothing lost.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     for failure in failures:
         print(f"train.py: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -1,7 +1,8 @@
 """What a pass must leave alone: context managers that keep the second pass of a sharp step without a trace."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +82,45 @@ def replayed_random_numbers(states: RandomStates) -> Iterator[None]:
         yield
     finally:
         set_random_states(now)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; afterwards each in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average gradients over the ranks, as `DistributedDataParallel` does by itself.
+
+    One that is missing on some ranks counts as zero, one that is missing on all stays missing.
+    """
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            present = gradients[0].new_tensor([p.grad is not None for p in parameters])
+            sum_over_ranks([*gradients, present], module.process_group)
+            torch._foreach_div_(gradients, torch.distributed.get_world_size(module.process_group))
+            if any(p.grad is None for p in parameters):
+                for p, gradient, ranks in zip(parameters, gradients, present.tolist(), strict=True):
+                    p.grad = gradient if ranks else None
+
+
+def sum_over_ranks(tensors: Sequence[Tensor], group: Any = None) -> None:
+    """The sum of each tensor over the ranks, in place and in one message a precision; without ranks, nothing."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        own = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in own])
+        distributed.all_reduce(flat, group=group)
+        parts = flat.split([tensor.numel() for tensor in own])
+        torch._foreach_copy_(own, [part.view_as(tensor) for part, tensor in zip(parts, own, strict=True)])

@@ -13,26 +13,36 @@ g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step 
     RST       any schedule    1
     G-RST     any schedule    free; "auto" is 1 / mean of p(t)
 
+A variant of SAM (`rst.variants`) puts another gradient in the place of g_s; gate and c apply to it all the same.
+
 `RST` leaves g_t in ``.grad``. Everything after that (clipping, optimizer, learning rate, loss scaling, checkpoints) is
 the user's own and stays as it is.
 """
 
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
-from rst.guards import gradient_sync, gradients_set_aside, kept_buffers, random_states, replayed_random_numbers
-from rst.schedules import Schedule
-from rst.streams import stream
-
-ScheduleLike = Schedule | Callable[[int, int | None], float]
+from rst.gate import Gate, ScheduleLike
+from rst.guards import (
+    average_gradients,
+    evaluation_mode,
+    gradient_sync,
+    gradients_set_aside,
+    kept_buffers,
+    random_states,
+    replayed_random_numbers,
+)
+from rst.variants import Variant, variant_of
+from rst.variants.variant import at_least
+from rst.vectors import EPSILON, norm
 
 
 class RST:
@@ -49,8 +59,11 @@ class RST:
         schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
         gamma_ratio: c = γ/ρ >= 0. "auto" is 1 / mean of p(t), with which the expected gradient is SAM's (eq. 8).
         total_steps: T, the number of optimizer steps; may be left out with a constant schedule.
+        variant: how a sharp step finds g_s: a name ("sam", "asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d") or
+            an instance of `rst.variants.Variant`.
         seed: of the gate, which is a function of (seed, t) alone: equal on every rank, and nested in p.
-        sync_perturbation: with DDP, perturb along the gradient averaged over the ranks, not along each rank's own.
+        sync_perturbation: with DDP, perturb along the gradient averaged over the ranks, not along each rank's own; for
+            variants whose sharp gradient is that at θ + ε.
         normalise_clean: mix (1 - c) g/‖g‖ + c g_s, as the authors' later code does, in place of eq. 7. Not together
             with a loss scaler, whose scale the first term would lose.
 
@@ -66,64 +79,58 @@ class RST:
         gamma_ratio: float | str = 1.0,
         total_steps: int | None = None,
         seed: int = 0,
+        variant: str | Variant = "sam",
         sync_perturbation: bool = False,
         normalise_clean: bool = False,
     ) -> None:
         self.model = model
-        self.rho = rho if callable(rho) else _at_least_zero("rho", rho)
+        self.rho = rho if callable(rho) else at_least(0, "rho", rho)
         self.schedule = schedule
         self.total_steps = total_steps
-        self.seed = seed
+        self.variant = variant_of(variant)
         self.sync_perturbation = sync_perturbation
         self.normalise_clean = normalise_clean
+        self.seed = seed
         self.t = 0
+        self.forward_passes = 0.0
+        self.backward_passes = 0.0
+        self._part = 0  # micro-batches of step t that are done
         self._open: weakref.ref[Generator[float, None, None]] | None = None
+        self._gate = Gate(schedule, total_steps, seed)
+        if sync_perturbation and self.variant.combine is not None:
+            raise ValueError(
+                f"sync_perturbation does not go with {type(self.variant).__name__}, which combines g and g_s."
+            )
         _whole_parameters(model)
         _warn_if_unwrapped(model)
 
-        if total_steps is None:
-            if not (isinstance(schedule, Schedule) and schedule.steady):
-                raise ValueError(f"schedule {schedule} needs total_steps, the number of optimizer steps.")
-            self.expected_extra_propagations = schedule.mean()
-        else:
-            if not (isinstance(total_steps, int) and total_steps >= 1):
-                raise ValueError(f"total_steps must be an integer from 1, got {total_steps!r}.")
-            p = _probabilities(schedule, total_steps)
-            self._gate = _uniforms(seed, total_steps) < p
-            self.expected_extra_propagations = math.fsum(p.tolist()) / total_steps
-            self._warn_if_the_gate_is_stuck()
         if gamma_ratio == "auto":
-            if self.expected_extra_propagations == 0:
+            if self._gate.mean == 0:
                 raise ValueError(f"gamma_ratio 'auto' is 1 / mean of p(t), and schedule {schedule} never opens.")
-            gamma_ratio = 1 / self.expected_extra_propagations
-        self.gamma_ratio = _at_least_zero("gamma_ratio", gamma_ratio)
+            gamma_ratio = 1 / self._gate.mean
+        self.gamma_ratio = at_least(0, "gamma_ratio", gamma_ratio)
 
     # ------------------------------------------------------------------------------------------------ the gate
 
     @property
     def gate(self) -> Tensor:
         """X_t for every step of the training (eq. 2): bool [total_steps], on the CPU."""
-        if self.total_steps is None:
-            raise ValueError("the gate of the whole training needs total_steps.")
-        return self._gate
+        return self._gate.steps
 
     @property
     def sharp(self) -> bool:
-        """Whether step t, the next one, is sharp: u_t < p(t)."""
-        if self.total_steps is None:
-            return _uniform(self.seed, self.t) < self.schedule(self.t, None)
-        if self.t >= self.total_steps:
-            raise ValueError(f"step {self.t} is past the end of the training: total_steps is {self.total_steps}.")
-        return bool(self._gate[self.t])
+        """Whether step t, the next one, is sharp."""
+        return self._gate(self.t)
+
+    @property
+    def expected_extra_propagations(self) -> float:
+        """Δη (eq. 4): mean of p(t), times what a sharp step of the variant costs more than a plain one."""
+        return self._gate.mean * self.variant.extra_passes
 
     @property
     def realised_extra_propagations(self) -> float:
-        """Share of sharp steps: of the whole training where total_steps is known, else of the steps done so far."""
-        if self.total_steps is not None:
-            return self._gate.double().mean().item()
-        if self.t == 0:
-            return 0.0
-        return (_uniforms(self.seed, self.t) < self.expected_extra_propagations).double().mean().item()
+        """Δη of the gate: over the whole training where total_steps is known, else over the steps done so far."""
+        return self._gate.share(self.t) * self.variant.extra_passes
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -137,6 +144,47 @@ class RST:
 
         In the perturbed pass dropout repeats its masks; after it, weights and buffers are as the clean pass left them.
         """
+        if self.variant.by_sample:
+            raise ValueError(
+                f"{type(self.variant).__name__} needs the loss of each sample: "
+                "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
+            )
+        return self._start(advance)
+
+    def backward(self, closure: Callable[..., Tensor], advance: bool = True) -> Tensor:
+        """All passes of step t in one line; returns the clean loss, detached.
+
+        ``closure()`` runs the forward pass and gives the loss, or the losses of the samples, whose mean it is. For a
+        variant that looks at samples it takes an index of rows, ``closure(index)``, and gives the loss of each.
+        """
+        clean = None
+        for weight in self._start(advance):
+            loss = closure(*self._rows(closure, clean))
+            if self.variant.by_sample and loss.dim() != 1:
+                raise ValueError(
+                    f"{type(self.variant).__name__} needs the loss of each sample: the closure gave a tensor of shape "
+                    f"{list(loss.shape)}, not [n]; use reduction='none'."
+                )
+            (weight * loss.mean()).backward()
+            if clean is None:
+                clean = loss.detach()
+                if self.variant.by_sample and self.sharp:
+                    with evaluation_mode(self.model), kept_buffers(self.model):
+                        cost = self.variant.observe(closure, _whole_parameters(self.model), len(clean))
+                    self._count(cost, cost)
+        assert clean is not None
+        return clean.mean()
+
+    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None) -> tuple[object, ...]:
+        if not self.variant.by_sample:
+            return ()
+        if clean is None:
+            return (slice(None),)
+        rows, forward, backward = self.variant.select(closure, clean)
+        self._count(forward - 1, backward - 1)
+        return (rows,)
+
+    def _start(self, advance: bool) -> Generator[float, None, None]:
         self.restore()
         passes = self._passes(self.sharp, advance)
         # Weakly: a loop that an exception ends must let go of its passes, and so restore the weights, at once.
@@ -144,38 +192,76 @@ class RST:
         return passes
 
     def _passes(self, sharp: bool, advance: bool) -> Generator[float, None, None]:
-        model, c = self.model, self.gamma_ratio
         # Inside one autocast region round the step, low-precision copies of the weights would outlive their change.
         torch.clear_autocast_cache()
         if not sharp:
-            with gradient_sync(model, enabled=advance):
+            with gradient_sync(self.model, enabled=advance):
                 yield 1.0  # g
+            self._count(1, 1)
         else:
-            parameters = _whole_parameters(model)
-            states = random_states(p.device for p in parameters)
-            with ExitStack() as perturbed_pass:
-                with gradients_set_aside(parameters), gradient_sync(model, enabled=self.sync_perturbation):
-                    yield 1.0  # g
-                    norm = perturbed_pass.enter_context(perturbed(parameters, self._rho()))
-                    # What stays of the clean gradient; in place, and the perturbed pass accumulates onto it. Zero at
-                    # c = 1, but not where g is infinite: an overflow is still there for a loss scaler to find.
-                    clean = [p.grad for p in parameters if p.grad is not None]
-                    torch._foreach_mul_(clean, (1 - c) / (norm + EPSILON) if self.normalise_clean else 1 - c)
-                perturbed_pass.enter_context(kept_buffers(model))
-                perturbed_pass.enter_context(replayed_random_numbers(states))
-                perturbed_pass.enter_context(gradient_sync(model, enabled=advance))
-                yield c  # c g_s
-        if advance:
-            self.t += 1
+            parameters = _whole_parameters(self.model)
+            if self._part == 0:
+                self.variant.begin(parameters, self.t, self.total_steps, self.seed)
+            step = self._accumulated if self.variant.combine is None else self._combined
+            yield from step(parameters, advance)
+        self._part = 0 if advance else self._part + 1
+        self.t += advance
 
-    def backward(self, closure: Callable[[], Tensor], advance: bool = True) -> Tensor:
-        """All passes of step t in one line; ``closure()`` runs the forward pass. Returns the clean loss, detached."""
-        losses = []
-        for weight in self.passes(advance):
-            loss = closure()
-            (weight * loss).backward()
-            losses.append(loss.detach())
-        return losses[0]
+    def _accumulated(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
+        """(1 - c) g + c g_s, grown in ``.grad``, with no copy of g."""
+        model, c = self.model, self.gamma_ratio
+        states = random_states(p.device for p in parameters)
+        with ExitStack() as perturbed_pass:
+            with gradients_set_aside(parameters), gradient_sync(model, enabled=self.sync_perturbation):
+                yield 1.0  # g
+                self._count(1, 1)
+                perturbed_pass.enter_context(perturbed(parameters, self.variant, self._rho()))
+                # In place, and the perturbed pass accumulates onto it. Zero at c = 1, but not where g is infinite: an
+                # overflow is still there for a loss scaler to find.
+                clean = [p.grad for p in parameters if p.grad is not None]
+                torch._foreach_mul_(clean, self._clean_weight(clean))
+            perturbed_pass.enter_context(kept_buffers(model))
+            perturbed_pass.enter_context(replayed_random_numbers(states))
+            perturbed_pass.enter_context(gradient_sync(model, enabled=advance))
+            yield c  # c g_s
+            self._count(1, 1)
+
+    def _combined(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
+        """(1 - c) g + c times what the variant makes of g and g_s; on each rank, then averaged."""
+        model, variant, c = self.model, self.variant, self.gamma_ratio
+        assert variant.combine is not None
+        states = random_states(p.device for p in parameters)
+        with gradients_set_aside(parameters), gradient_sync(model, enabled=False):
+            yield 1.0  # g
+            self._count(1, 1)
+            clean = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+            if variant.perturbs(self._part):
+                with ExitStack() as perturbed_pass:
+                    perturbed_pass.enter_context(perturbed(parameters, variant, self._rho()))
+                    torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+                    perturbed_pass.enter_context(kept_buffers(model))
+                    perturbed_pass.enter_context(replayed_random_numbers(states))
+                    yield 1.0  # g_s
+                    self._count(1, 1)
+            sharp = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            with torch.no_grad():
+                variant.combine(sharp, clean, self._part)
+                torch._foreach_mul_(sharp, c)
+                torch._foreach_mul_(clean, self._clean_weight(clean))
+                torch._foreach_add_(sharp, clean)
+            for p, gradient in zip(parameters, sharp, strict=True):
+                if p.grad is None and gradient.any():  # of a layer that this step skips, but LookSAM remembers
+                    p.grad = gradient
+        if advance:
+            average_gradients(model)
+
+    def _clean_weight(self, clean: list[Tensor]) -> float | Tensor:
+        """1 - c, of g or of g/‖g‖."""
+        return (1 - self.gamma_ratio) / (norm(clean) + EPSILON) if self.normalise_clean else 1 - self.gamma_ratio
+
+    def _count(self, forward: float, backward: float) -> None:
+        self.forward_passes += forward
+        self.backward_passes += backward
 
     def restore(self) -> None:
         """Take back a perturbation that is still open, as an exception can leave it; without effect otherwise.
@@ -188,42 +274,32 @@ class RST:
 
     # ----------------------------------------------------------------------------------------------- the state
 
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs: t. The gate follows from the seed."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: t and what the variant remembers. The gate follows from the seed."""
         self.restore()
-        return {"t": self.t}
+        return {"t": self.t, **self.variant.state_dict()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.restore()
-        self.t = state["t"]
+        self.t, self._part = state["t"], 0
+        device = next(self.model.parameters()).device
+        self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state))
 
     def _rho(self) -> float:
-        return _at_least_zero("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
-
-    def _warn_if_the_gate_is_stuck(self) -> None:
-        realised = self.realised_extra_propagations
-        if realised in (0, 1) and realised != self.expected_extra_propagations:
-            warnings.warn(
-                f"schedule {self.schedule} expects {self.expected_extra_propagations:.3g} sharp steps a step, but the "
-                f"gate of seed {self.seed} is {'always' if realised else 'never'} open in {self.total_steps} steps.",
-                stacklevel=3,
-            )
+        return at_least(0, "rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
 
 
 # ------------------------------------------------------------------------------------------------ the perturbation
 
-EPSILON = 1e-12
-"""Added to ‖g‖, so that a zero gradient perturbs nothing."""
-
 
 @contextmanager
 @torch.no_grad()
-def perturbed(parameters: list[Tensor], rho: float) -> Iterator[Tensor]:
-    """Inside, θ + ρ g/‖g‖ with g from ``.grad`` (Algorithm 1, line 8); afterwards θ, to the bit.
+def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterator[None]:
+    """Inside, θ + ε with ε from ``.grad`` (for SAM, ρ g/‖g‖: Algorithm 1, line 8); afterwards θ, to the bit.
 
-    Gives ‖g‖, the 2-norm over all parameters. Where it is not finite nothing is perturbed. One buffer of the size of
-    the parameters (the saved θ), no further temporary, no wait for the device.
+    Where ε is not finite nothing is perturbed. One buffer of the size of the parameters (the saved θ), no further
+    temporary for SAM, no wait for the device.
     """
     parameters = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -231,59 +307,17 @@ def perturbed(parameters: list[Tensor], rho: float) -> Iterator[Tensor]:
         raise RuntimeError(
             "the clean pass left no gradient: call (weight * loss).backward() in the loop over passes()."
         )
-    precision = reduce(torch.promote_types, {g.dtype for g in gradients}, torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, precision)))
-    scale = rho / (norm + EPSILON)
     saved = [p.clone() for p in parameters]
     try:
-        torch._foreach_copy_(parameters, gradients)
-        torch._foreach_mul_(parameters, scale)
+        variant.perturb(parameters, saved, gradients, rho)
         for step in parameters:
-            step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # an infinite gradient times a scale of zero
+            step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # an infinite gradient over an infinite norm
         torch._foreach_add_(parameters, saved)
         torch.clear_autocast_cache()
-        yield norm
+        yield
     finally:
         torch._foreach_copy_(parameters, saved)
         torch.clear_autocast_cache()
-
-
-# -------------------------------------------------------------------------------------------------------- the draws
-
-_BLOCK = 1024
-
-
-@lru_cache(maxsize=8)
-def _uniform_block(seed: int, block: int) -> Tensor:
-    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block))
-
-
-def _uniform(seed: int, t: int) -> float:
-    """u_t, uniform on [0, 1): a function of (seed, t) alone, whatever the length of the training."""
-    return _uniform_block(seed, t // _BLOCK)[t % _BLOCK].item()
-
-
-def _uniforms(seed: int, steps: int) -> Tensor:
-    """u_t for t < steps."""
-    return torch.cat([_uniform_block(seed, block) for block in range(-(-steps // _BLOCK))])[:steps]
-
-
-def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
-    p = torch.tensor([schedule(t, total_steps) for t in range(total_steps)], dtype=torch.float64)
-    outside = ((p < 0) | (p > 1) | p.isnan()).nonzero().flatten().tolist()
-    if outside:
-        t = outside[0]
-        raise ValueError(f"schedule {schedule} gives p = {p[t].item():g} at t = {t}: p must lie in [0, 1].")
-    return p
-
-
-# ------------------------------------------------------------------------------------------------------- the checks
-
-
-def _at_least_zero(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number from 0, got {value!r}.")
-    return float(value)
 
 
 def _whole_parameters(model: nn.Module) -> list[Tensor]:

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
     parser.add_argument("--epoch", type=int, default=0, help="whose first batch is shown (default 0)")
     parser.add_argument("--output", type=Path, default=Path("augmentation.png"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         cfg = load_config(arguments.overrides)
         loader = RunData(cfg, torch_device(cfg)).loader()

@@ -5,7 +5,8 @@ import os
 import sys
 
 from rst.experiments.config import InputError
-from rst.experiments.sweep import load_table, run_table
+from rst.experiments.sweep import load_table
+from rst.training import run_table
 
 
 def main() -> int:
@@ -14,7 +15,7 @@ def main() -> int:
     parser.add_argument("table", help="a file of configs/tables, without .yaml")
     parser.add_argument("overrides", nargs="*", help="key=value, for every run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: write a number from 1.")
     try:

@@ -1,4 +1,4 @@
-"""The snippets of the pages run: every fenced block of README.md and docs/*.md that opens with ```python run.
+"""The snippets of the pages run: every fenced block of the README, CONTRIBUTING and docs that opens with ```python run.
 
 The blocks of a page share one namespace, in order. Names that a page does not want to define in sight stand in a block
 inside an HTML comment. ```python run lightning runs where that package is installed.
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python run(?P<needs>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from rst.experiments.config import InputError
-from rst.experiments.sweep import Table, load_table, run_table
+from rst.experiments.sweep import Table, load_table
 from rst.report import figures, tables
+from rst.training import run_table
 
 TINY = ["recipe.epochs=1", "dataset.train_images=64", "dataset.test_images=50", "recipe.batch_size=32"]
 TINY += ["recipe.perturbation_batch=32", "evaluate_every=1"]

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rst.schedules import Schedule
+from rst.variants import Variant, variant_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -85,6 +86,20 @@ def gamma_ratio(cfg: DictConfig) -> float:
     if cfg.scheme.gamma_ratio != "auto":
         return float(cfg.scheme.gamma_ratio)
     return 1 / schedule_of(cfg).mean(total_steps(cfg))
+
+
+def variant(cfg: DictConfig) -> Variant:
+    """The variant with its options, which are all keys of its group but the name and rho."""
+    options = {key: value for key, value in cfg.variant.items() if key not in ("name", "rho")}
+    with bad_input("variant: "):
+        return variant_of(cfg.variant.name, **options)
+
+
+def _steps(epochs: int, *, _root_: DictConfig) -> int:
+    return epochs * steps_per_epoch(_root_)
+
+
+OmegaConf.register_new_resolver("steps", _steps, replace=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
@@ -213,6 +228,7 @@ def check(cfg: DictConfig) -> None:
             f"scheme=grst on schedule {schedule} never takes a sharp step in {total_steps(cfg)} steps: "
             "take another schedule, or scheme=sgd."
         )
+    variant(cfg)
     torch_device(cfg)
 
 

@@ -73,7 +73,8 @@ def run_id(cfg: DictConfig) -> str:
     text = json.dumps(_canonical(what), sort_keys=True)
     method = what["method"]
     words = [cfg.dataset.name, cfg.network, *re.findall(r"[\w.]+", method["p"].replace("=", ""))]
-    words += [f"c{method['gamma_ratio']:.4g}"] if "gamma_ratio" in method else []
+    if "variant" in method:
+        words += [method["variant"]["name"]] * (method["variant"]["name"] != "sam") + [f"c{method['gamma_ratio']:.4g}"]
     return "-".join([*words, f"s{cfg.seed}", hashlib.sha256(text.encode()).hexdigest()[:10]])
 
 
@@ -133,11 +134,13 @@ class Record:
             raise InputError(
                 f"paths.runs={self.folder.parent} cannot be written ({error.strerror}): write paths.runs=<folder>."
             ) from error
-        with lock:
+        try:
             config = self.folder / "config.yaml"
             if not config.exists():
                 write_atomically(config, OmegaConf.to_yaml(cfg))
             yield
+        finally:
+            lock.release()
 
     def write_environment(self, device: torch.device, data_digest: str) -> None:
         """What the run ran on; of its latest start."""

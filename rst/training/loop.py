@@ -4,6 +4,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rst.experiments.config import (
     schedule_of,
     torch_device,
     total_steps,
+    variant,
 )
 from rst.experiments.mirror import Mirror
 from rst.experiments.record import Record, open_record
@@ -102,6 +104,7 @@ class Run:
             rho=cfg.variant.rho,
             schedule=schedule_of(cfg),
             gamma_ratio=gamma_ratio(cfg),
+            variant=variant(cfg),
             total_steps=self.total_steps,
             seed=cfg.seed,
             normalise_clean=cfg.scheme.normalise_clean,
@@ -112,7 +115,8 @@ class Run:
         self.step = 0
         self.seconds = 0.0  # of training: start-up, evaluation and checkpoints are not in it
         self.sharp_steps = 0
-        self.propagations = 0.0
+        self.forward_passes = 0.0
+        self.backward_passes = 0.0
         self.sums = EpochSums(self.device)
         self.scores: dict[str, float] = {}
         self.best_test_error = math.inf
@@ -177,7 +181,7 @@ class Run:
             self._stop(number)
 
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
-        recipe, parameters = self.cfg.recipe, list(self.model.parameters())
+        recipe = self.cfg.recipe
         for group in self.optimizer.param_groups:
             warmup_steps = recipe.warmup_epochs * len(self.loader)
             group["lr"] = self.cfg.optimizer.lr * lr_decay(self.step, self.total_steps, warmup_steps)
@@ -186,47 +190,61 @@ class Run:
         share = size / len(labels)
         self.sharp_steps += self.method.sharp
         self.sums.sharp_steps += self.method.sharp
+        passes = self.method.forward_passes, self.method.backward_passes
         for x, y, last in micro_batches(self.model, images, labels, size):
             losses: list[Tensor] = []
-            for weight in self.method.passes(advance=last):
-                loss, logits = self._loss(x, y)
-                decay = l2(parameters, recipe.l2) if recipe.l2 else 0.0
-                self.scaler.scale(weight * share * (loss + decay)).backward()
-                if not losses:
-                    self.sums.clean_pass(loss.detach(), logits.detach(), y)
-                losses.append(loss.detach())
-            if len(losses) == 2:
-                self.sums.perturbed_pass(losses[0], losses[1], share)
-            self.propagations += len(losses) * share
+            self.method.backward(partial(self._scaled_losses, x, y, share, losses), advance=last)
+            if len(losses) > 1:
+                self.sums.perturbed_pass(losses[0], losses[-1], share)
+        self.forward_passes += share * (self.method.forward_passes - passes[0])
+        self.backward_passes += share * (self.method.backward_passes - passes[1])
 
         if recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
 
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _scaled_losses(
+        self, x: Tensor, y: Tensor, share: float, losses: list[Tensor], rows: slice | Tensor = slice(None)
+    ) -> Tensor:
+        """What a pass of the method differentiates: [n] of a micro-batch. Its plain mean is added to ``losses``."""
+        data_losses, logits = self._losses(x[rows], y[rows])
+        if not losses:
+            self.sums.clean_pass(data_losses.detach(), logits.detach(), y)
+        losses.append(data_losses.detach().mean())
+        strength = self.cfg.recipe.l2
+        decay = l2(self.model.parameters(), strength) if strength else 0.0
+        return self.scaler.scale(share * (data_losses + decay))
+
+    def _losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each image, and the logits."""
         if self.cfg.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with autocast(self.cfg, self.device):
             logits = self.forward(x)
-        return F.cross_entropy(logits.float(), y), logits
+        return F.cross_entropy(logits.float(), y, reduction="none"), logits
 
     def _warm_up(self) -> None:
         """Compile, tune and allocate before the clock starts, by a pass that leaves no trace."""
         images, labels = next(self.loader.epoch(0))
         size = self.cfg.recipe.perturbation_batch or len(labels)
         with kept_buffers(self.model), replayed_random_numbers(random_states([self.device])):
-            loss, _ = self._loss(images[:size], labels[:size])
-            loss.backward()
+            losses, _ = self._losses(images[:size], labels[:size])
+            losses.mean().backward()
         self.optimizer.zero_grad()
 
     # --------------------------------------------------------------------------------------------- the figures
 
     def _evaluated(self, epoch: int) -> bool:
         return (epoch + 1) % self.cfg.evaluate_every == 0 or epoch + 1 == self.cfg.recipe.epochs
+
+    @property
+    def propagations(self) -> float:
+        """Work so far, in passes of SGD, of which a backward pass is two thirds."""
+        return round((self.forward_passes + 2 * self.backward_passes) / 3, 6)
 
     def _evaluate(self) -> dict[str, float]:
         scores: dict[str, float] = {}
@@ -245,7 +263,7 @@ class Run:
             "p": self.method.schedule(self.step - 1, self.total_steps),
             **self.sums.means(),
             "sharp_steps": self.sharp_steps,
-            "propagations": round(self.propagations),
+            "propagations": self.propagations,
             "train_seconds": self.seconds,
             **(self.scores if self._evaluated(epoch) else {}),
         }
@@ -269,7 +287,9 @@ class Run:
             "train_seconds": self.seconds,
             "total_steps": self.total_steps,
             "sharp_steps": self.sharp_steps,
-            "propagations": round(self.propagations),
+            "forward_passes": self.forward_passes,
+            "backward_passes": self.backward_passes,
+            "propagations": self.propagations,
             "extra_propagations_expected": self.method.expected_extra_propagations,
             "extra_propagations_realised": self.propagations / self.total_steps - 1,
             "images_per_second": self.total_steps * self.cfg.recipe.batch_size / self.seconds,
@@ -317,7 +337,7 @@ class Run:
             getattr(self, name).load_state_dict(state[name])
         set_random_states([(torch.device(device), generator) for device, generator in state["random"]])
 
-    _NUMBERS = ("step", "seconds", "sharp_steps", "propagations", "scores", "best_test_error")
+    _NUMBERS = ("step", "seconds", "sharp_steps", "forward_passes", "backward_passes", "scores", "best_test_error")
     _PARTS = ("model", "optimizer", "scaler", "method", "sums")
 
 

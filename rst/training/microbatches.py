@@ -14,16 +14,21 @@ def micro_batches(model: nn.Module, images: Tensor, labels: Tensor, size: int) -
     them. So normalisation statistics get one update a step, as where they are averaged over devices.
     """
     parts = list(zip(images.split(size), labels.split(size), strict=True))
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()] if len(parts) > 1 else []
-    counters = [buffer for buffer in model.buffers() if not buffer.is_floating_point()] if len(parts) > 1 else []
-    before = [buffer.clone() for buffer in buffers + counters]
-    change = [torch.zeros_like(buffer) for buffer in buffers]  # and not of the sum, so that constants stay exact
+    if len(parts) == 1:
+        yield images, labels, True
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    counters = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
+    before, counted = [b.clone() for b in buffers], [b.clone() for b in counters]
+    # Mean change, not mean value: what no part changes stays as it is to the bit.
+    change = [torch.zeros_like(b) for b in buffers]
     for i, (x, y) in enumerate(parts):
         last = i == len(parts) - 1
         yield x, y, last
         if buffers:
-            begun = before[: len(buffers)]
-            torch._foreach_add_(change, torch._foreach_sub(buffers, begun), alpha=1 / len(parts))
-            torch._foreach_copy_(buffers, torch._foreach_add(begun, change) if last else begun)
+            torch._foreach_add_(change, torch._foreach_sub(buffers, before), alpha=1 / len(parts))
+            torch._foreach_copy_(buffers, before)
         if counters and not last:
-            torch._foreach_copy_(counters, before[len(buffers) :])
+            torch._foreach_copy_(counters, counted)
+    if buffers:
+        torch._foreach_add_(buffers, change)

@@ -1,0 +1,252 @@
+"""Every variant on two ranks (gloo): computed on the rank, then averaged, as the plain version does rank by rank.
+
+One pair of processes runs every scenario once and hands back what it saw; the tests compare.
+"""
+
+import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from textbook import assert_bitwise, clean_gradient, perceptron
+from textbook_variants import (
+    Asam,
+    Esam,
+    Gsam,
+    LookSam,
+    Sam,
+    SsamD,
+    SsamF,
+    device_of,
+    set_gradient,
+    step_gradient,
+    vector,
+)
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import rst
+from rst import schedules
+from rst.streams import stream
+from rst.variants import ASAM, ESAM, GSAM, SSAMD, SSAMF, LookSAM, Variant
+
+RANKS, STEPS, RHO, LR, SEED, C = 2, 6, 0.1, 0.1, 3, 2.0
+ALWAYS = schedules.always()
+
+
+def draws(t: int) -> list[float]:
+    """One for each tensor of `perceptron`."""
+    return torch.rand(4, generator=stream("esam", SEED, t)).tolist()
+
+
+def noise(t: int) -> Tensor:
+    """One for each weight of `perceptron`."""
+    generator = stream("ssam", SEED, t)
+    return torch.cat([torch.rand(p.shape, generator=generator).flatten() for p in perceptron().parameters()])
+
+
+@dataclass
+class Case:
+    """A variant and its oracle."""
+
+    variant: Callable[[], Variant]
+    oracle: Callable[[], Sam]
+
+
+CASES = {
+    "asam": Case(lambda: ASAM(0.01), lambda: Asam(0.01)),
+    "gsam": Case(lambda: GSAM(0.4), lambda: Gsam(0.4)),
+    "looksam": Case(lambda: LookSAM(2, 0.7), lambda: LookSam(2, 0.7)),
+    "esam": Case(lambda: ESAM(0.6, 0.5), lambda: Esam(0.6, 0.5, draws)),
+    "ssam_f": Case(lambda: SSAMF(0.3, 2, samples=3), lambda: SsamF(0.3, 2, samples=3)),
+    "ssam_d": Case(lambda: SSAMD(0.3, 2, drop=0.5), lambda: SsamD(0.3, 2, 0.5, noise, STEPS)),
+}
+SCENARIOS = {
+    f"{name}, {gate}, {micro_batches} micro-batch": {"name": name, "gate": gate, "micro_batches": micro_batches}
+    for name in CASES
+    for gate in ("always open", "half open")
+    for micro_batches in ((1, 2) if name in ("asam", "gsam", "looksam") else (1,))
+}
+GATES = {"always open": ALWAYS, "half open": schedules.constant(0.5)}
+
+
+def number(rank: int, step: int, micro_batch: int) -> int:
+    return 100 * rank + 10 * step + micro_batch
+
+
+# ------------------------------------------------------------------------------------------------ what a rank does
+
+
+@contextmanager
+def counted_messages() -> Iterator[list[int]]:
+    """The sizes of all that is added up over the ranks inside, by `DistributedDataParallel` or by hand."""
+    sizes, real = [], dist.all_reduce
+
+    def all_reduce(tensor: Tensor, *args: object, **kwargs: object) -> object:
+        sizes.append(tensor.numel())
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = real
+
+
+def run_scenario(rank: int, name: str, gate: str, micro_batches: int) -> dict:
+    model = perceptron()
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=gate == "half open")
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    variant = CASES[name].variant()
+    method = rst.RST(parallel, RHO, GATES[gate], C, total_steps=STEPS, seed=SEED, variant=variant)
+    parallel.register_comm_hook(None, allreduce_hook)  # the same averaging, but from Python, where it can be counted
+    weights, counts = [], []
+    for step in range(STEPS):
+        with counted_messages() as messages:
+            for part in range(micro_batches):
+                losses = device_of(parallel, number(rank, step, part))
+                if variant.by_sample:
+                    method.backward(losses)
+                    continue
+                for weight in method.passes(advance=part == micro_batches - 1):
+                    (weight * losses().mean() / micro_batches).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weights.append(vector(model))
+        counts.append(len(messages))
+    return {"weights": weights, "messages": counts, "variant": variant.state_dict()}
+
+
+def run_synced(rank: int, name: str) -> dict:
+    """The gradients of two steps whose perturbation follows the gradient averaged over the ranks."""
+    parallel = DistributedDataParallel(perceptron())
+    method = rst.RST(parallel, RHO, ALWAYS, C, STEPS, SEED, variant=CASES[name].variant(), sync_perturbation=True)
+    for step in range(2):
+        parallel.zero_grad()
+        method.backward(device_of(parallel, number(rank, step, 0)))
+    return {"gradient": torch.cat([p.grad.flatten() for p in parallel.parameters()])}
+
+
+class PartlyUsed(nn.Module):
+    """Its middle layer takes part on the second rank only, and its last one nowhere."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rank = rank
+        self.first, self.middle, self.unused = nn.Linear(36, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)).tanh()
+        return self.middle(x) if self.rank else x
+
+
+def run_partly_used(rank: int, name: str) -> list[Tensor | None]:
+    parallel = DistributedDataParallel(PartlyUsed(rank), find_unused_parameters=True)
+    method = rst.RST(parallel, RHO, ALWAYS, C, STEPS, SEED, variant=CASES[name].variant())
+    method.backward(device_of(parallel, number(rank, 0, 0)))
+    return [None if p.grad is None else p.grad.clone() for p in parallel.parameters()]
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    seen = {name: run_scenario(rank, **scenario) for name, scenario in SCENARIOS.items()}
+    seen |= {f"{name}, partly used": run_partly_used(rank, name) for name in CASES}
+    seen |= {f"{name}, synced": run_synced(rank, name) for name in ("asam", "esam", "ssam_f", "ssam_d")}
+    torch.save(seen, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder: Path = tmp_path_factory.mktemp("ranks of the variants")
+    mp.spawn(run_rank, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+# ---------------------------------------------------------------------------------- the same, written out by hand
+
+scenarios = pytest.mark.parametrize("scenario", SCENARIOS)
+
+
+def gate_of(gate: str) -> list[bool]:
+    return rst.RST(perceptron(), RHO, GATES[gate], total_steps=STEPS, seed=SEED).gate.tolist()
+
+
+@scenarios
+def test_ranks_do_what_is_written_out_rank_by_rank(ranks, scenario):
+    """A device is a rank and a micro-batch of it: each has its own gradients, and its own direction in LookSAM."""
+    name, gate, micro_batches = SCENARIOS[scenario].values()
+    model, oracle = perceptron(), CASES[name].oracle()
+    for step, sharp in enumerate(gate_of(gate)):
+        devices = [device_of(model, number(rank, step, part)) for rank in range(RANKS) for part in range(micro_batches)]
+        set_gradient(model, step_gradient(oracle, model, devices, sharp, step, RHO, C))
+        torch.optim.SGD(model.parameters(), lr=LR).step()
+        torch.testing.assert_close(ranks[0][scenario]["weights"][step], vector(model), rtol=1e-10, atol=1e-10)
+
+
+def test_the_half_open_gate_has_both_kinds_of_steps():
+    assert set(gate_of("half open")) == {False, True}
+
+
+@scenarios
+def test_weights_are_equal_on_all_ranks_to_the_bit(ranks, scenario):
+    assert_bitwise(ranks[1][scenario]["weights"], ranks[0][scenario]["weights"])
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("ssam")])
+def test_the_mask_is_the_same_on_all_ranks(ranks, scenario):
+    assert_bitwise(ranks[1][scenario]["variant"], ranks[0][scenario]["variant"])
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("looksam")])
+def test_the_direction_that_is_kept_is_the_rank_s_own(ranks, scenario):
+    mine, other = (rank[scenario]["variant"] for rank in ranks)
+    assert mine["counts"] == other["counts"]
+    assert not torch.equal(mine["directions"][0][0], other["directions"][0][0])
+
+
+@scenarios
+def test_a_step_averages_the_gradient_over_the_ranks_once_and_adds_up_no_more_than_a_mask(ranks, scenario):
+    name, gate, _ = SCENARIOS[scenario].values()
+    expected, due = [], 0
+    for step, sharp in enumerate(gate_of(gate)):
+        makes_a_mask = name.startswith("ssam") and sharp and step >= due
+        drawn = name == "ssam_d" and due == 0
+        due = step // 2 * 2 + 2 if makes_a_mask else due
+        expected.append(2 if makes_a_mask and not drawn else 1)
+    assert ranks[0][scenario]["messages"] == expected
+
+
+@pytest.mark.parametrize("name", ["asam", "esam", "ssam_f", "ssam_d"])
+def test_a_perturbation_that_is_synchronised_follows_the_mean_gradient(ranks, name):
+    model, oracle = perceptron(), CASES[name].oracle()
+    for step in range(2):
+        devices = [device_of(model, number(rank, step, 0)) for rank in range(RANKS)]
+        mean = sum(clean_gradient(model, lambda d=device: d().mean()) for device in devices) / RANKS
+        sharp = oracle.sharp(model, devices, [mean] * RANKS, step, RHO)
+    expected = (1 - C) * mean + C * sum(sharp) / RANKS
+    torch.testing.assert_close(ranks[0][f"{name}, synced"]["gradient"], expected, rtol=1e-10, atol=1e-10)
+    assert_bitwise(ranks[1][f"{name}, synced"], ranks[0][f"{name}, synced"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_used_on_one_rank_has_the_same_gradient_on_all_and_one_used_on_none_has_none(ranks, name):
+    mine, other = (rank[f"{name}, partly used"] for rank in ranks)
+    assert_bitwise(mine[:4], other[:4])
+    assert all(gradient.abs().sum() > 0 for gradient in mine[:4])
+    assert mine[4:] == other[4:] == [None, None]
