@@ -1,7 +1,9 @@
 """Weights & Biases as a mirror of the run record: it is written to, never read, and never in the way."""
 
+import netrc
 import warnings
 from typing import Any
+from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,7 +11,10 @@ from rst.experiments.record import Record
 
 
 class Mirror:
-    """One W&B run with the record's id; where W&B fails, one warning and no more of it."""
+    """One W&B run with the record's id; where W&B fails, one warning and no more of it.
+
+    A server that does not answer costs ten seconds at the start and a minute at the end, never a step.
+    """
 
     def __init__(self, cfg: DictConfig, record: Record) -> None:
         self._run: Any = None
@@ -18,7 +23,7 @@ class Mirror:
         try:
             import wandb
 
-            online = cfg.wandb.mode == "online" and wandb.api.api_key is not None
+            online = cfg.wandb.mode == "online" and _key_at_hand()
             self._run = wandb.init(
                 mode="online" if online else "offline",
                 project=cfg.wandb.project,
@@ -28,7 +33,7 @@ class Mirror:
                 resume="allow",
                 dir=record.folder,
                 config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
-                settings=wandb.Settings(silent=True, init_timeout=20),
+                settings=wandb.Settings(silent=True, init_timeout=10, finish_timeout=60),
             )
             self._run.define_metric("*", step_metric="step")
         except Exception as error:  # whatever W&B or the network does, the run goes on
@@ -57,3 +62,15 @@ class Mirror:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         warnings.warn(f"W&B gets no more of this run ({error}); the record is not touched by it.", stacklevel=3)
+
+
+def _key_at_hand() -> bool:
+    """Whether W&B would find an API key, in its environment variable or in the file ``.netrc``."""
+    import wandb
+
+    settings = wandb.setup().settings
+    try:
+        known = netrc.netrc().authenticators(urlparse(settings.base_url).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return settings.api_key is not None or known is not None
