@@ -87,7 +87,8 @@ class Broken:
 
     def __init__(self, name: str) -> None:
         self.name, self.calls = name, []
-        self.api = types.SimpleNamespace(api_key=None)
+        settings = types.SimpleNamespace(api_key=None, base_url="https://api.wandb.ai")
+        self.setup = lambda: types.SimpleNamespace(settings=settings)
         self.summary = types.SimpleNamespace(update=lambda values: self._call("update"))
         for method in ("log", "define_metric", "finish", "login"):
             setattr(self, method, lambda *args, method=method, **kwargs: self._call(method))

@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the run record: it is written to, never read, and never in the way."""
 
 import netrc
+import os
 import warnings
 from typing import Any
 from urllib.parse import urlparse
@@ -73,4 +74,4 @@ def _key_at_hand() -> bool:
         known = netrc.netrc().authenticators(urlparse(settings.base_url).hostname or "")
     except (OSError, netrc.NetrcParseError):
         known = None
-    return settings.api_key is not None or known is not None
+    return bool(os.environ.get("WANDB_API_KEY") or settings.api_key or known)

@@ -78,7 +78,10 @@ def readable(table: Table) -> pd.DataFrame:
 
 def markdown(table: Table) -> str:
     """The table with its title, and under it what its numbers are of."""
-    return f"# {table.title}\n\n{readable(table).to_markdown(index=False)}\n\n{caption(table)}\n"
+    columns = readable(table)
+    align = ("left", *["right"] * (columns.shape[1] - 1))
+    rows = columns.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return f"# {table.title}\n\n{rows}\n\n{caption(table)}\n"
 
 
 def caption(table: Table) -> str:
@@ -86,9 +89,10 @@ def caption(table: Table) -> str:
     cfg = table.cells[0].cfg
     images = "digits" if cfg.dataset.source == "digits" else cfg.dataset.name
     noise = f", {cfg.dataset.label_noise:.0%} of their labels wrong" if cfg.dataset.label_noise else ""
+    scale = f"`{cfg.scale}`" + (" (nothing shrunk)" if cfg.scale == "paper" else "")
     return (
         f"Network `{cfg.network}`, data set `{cfg.dataset.name}` (images: {images}; {cfg.dataset.train_images:,} for "
-        f"training{noise}; {cfg.dataset.test_images:,} for testing), {cfg.recipe.epochs} epochs, scale `{cfg.scale}`. "
+        f"training{noise}; {cfg.dataset.test_images:,} for testing), {cfg.recipe.epochs} epochs, scale {scale}. "
         "Mean ± standard deviation over seeds of the test error after the last epoch. Δη: extra passes a step."
     )
 
