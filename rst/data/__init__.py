@@ -1,9 +1,10 @@
-"""Data: where images come from (`sources`, `imagenet`), and how they reach the network (`loader`, `augment`)."""
+"""Data: images in memory (`sources`, `cifar`) or in files (`imagenet`), and how they reach the network (`loader`)."""
 
 from rst.data.augment import Augmentation
 from rst.data.imagenet import FileLoader, Files, ImageFolders, centre_crop_batches, open_imagenet
 from rst.data.loader import Loader, evaluation_batches
-from rst.data.sources import Dataset, Split, hold_out, load, with_label_noise
+from rst.data.sources import load
+from rst.data.splits import Dataset, Split, hold_out, with_label_noise
 
 __all__ = [
     "Augmentation",

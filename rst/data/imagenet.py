@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from rst.data.augment import BatchTransform, to_device
-from rst.data.loader import normalisation, normalised
+from rst.data.loader import normalisation, normalised, share_of_batch
 from rst.streams import stream
 
 PLACES = (".", "imagenet", "ILSVRC/Data/CLS-LOC")
@@ -296,23 +296,12 @@ class FileLoader:
         world_size: int = 1,
         workers: int | None = None,
     ) -> None:
-        if not 1 <= batch_size <= len(files):
-            raise ValueError(
-                f"recipe.batch_size={batch_size} does not fit {len(files)} training images: "
-                f"write 1 to {len(files)}, or a larger dataset.train_images."
-            )
-        if batch_size % world_size:
-            raise ValueError(
-                f"recipe.batch_size={batch_size} does not split over {world_size} devices: "
-                f"write a multiple of {world_size}."
-            )
+        self.share = share_of_batch(batch_size, len(files), rank, world_size)
         self.files, self.batch_size, self.seed, self.transforms = files, batch_size, seed, tuple(transforms)
         self.device = torch.device(device)
         self.workers = max(1, available_cores() // world_size) if workers is None else workers
         self.cut = partial(random_crop, size=image_size, flip=flip, seed=seed)
         self.scale, self.shift = normalisation(mean, std, self.device)
-        share = batch_size // world_size
-        self.share = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         """Steps an epoch; the last partial batch is dropped."""

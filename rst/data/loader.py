@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rst.data.augment import BatchTransform, to_device
-from rst.data.sources import Split
+from rst.data.splits import Split
 from rst.streams import stream
 
 
@@ -35,24 +35,13 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not 1 <= batch_size <= len(images):
-            raise ValueError(
-                f"recipe.batch_size={batch_size} does not fit {len(images)} training images: "
-                f"write 1 to {len(images)}, or a larger dataset.train_images."
-            )
-        if batch_size % world_size:
-            raise ValueError(
-                f"recipe.batch_size={batch_size} does not split over {world_size} devices: "
-                f"write a multiple of {world_size}."
-            )
+        self.share = share_of_batch(batch_size, len(images), rank, world_size)
         size = min(images.shape[2:])
         if not 0 <= crop_padding < size:
             raise ValueError(
                 f"augmentation.crop_padding={crop_padding} does not fit images of {size} pixels: write 0 to {size - 1}."
             )
         self.batch_size, self.seed, self.transforms = batch_size, seed, tuple(transforms)
-        share = batch_size // world_size
-        self.share = slice(rank * share, (rank + 1) * share)
         self.labels = labels.to(device)
         self.crops = crop_view(images.to(device), flip=flip, padding=crop_padding)
         self.scale, self.shift = normalisation(mean, std, self.labels.device)
@@ -81,6 +70,21 @@ class Loader:
         for transform in self.transforms:
             images, labels = transform(images, labels, generator)
         return images[self.share], labels[self.share]
+
+
+def share_of_batch(batch_size: int, images: int, rank: int, world_size: int) -> slice:
+    """The rows of a batch that are a rank's; ValueError where there are not enough images or no equal shares."""
+    if not 1 <= batch_size <= images:
+        raise ValueError(
+            f"recipe.batch_size={batch_size} does not fit {images} training images: "
+            f"write 1 to {images}, or a larger dataset.train_images."
+        )
+    if batch_size % world_size:
+        raise ValueError(
+            f"recipe.batch_size={batch_size} does not split over {world_size} devices: write a multiple of {world_size}."
+        )
+    share = batch_size // world_size
+    return slice(rank * share, (rank + 1) * share)
 
 
 def evaluation_batches(
