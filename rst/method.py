@@ -101,8 +101,8 @@ class RST:
             raise ValueError(
                 f"sync_perturbation does not go with {type(self.variant).__name__}, which combines g and g_s."
             )
+        _check_wrapper(model)
         _whole_parameters(model)
-        _warn_if_unwrapped(model)
 
         if gamma_ratio == "auto":
             if self._gate.mean == 0:
@@ -304,9 +304,7 @@ def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterato
     parameters = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        raise RuntimeError(
-            "the clean pass left no gradient: call (weight * loss).backward() in the loop over passes()."
-        )
+        raise RuntimeError("the clean pass left no gradient: call (weight * loss).backward() in every pass.")
     saved = [p.clone() for p in parameters]
     try:
         variant.perturb(parameters, saved, gradients, rho)
@@ -323,20 +321,20 @@ def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterato
 def _whole_parameters(model: nn.Module) -> list[Tensor]:
     """The trainable parameters, which must be whole and on one device, or ‖g‖ would be that of a part of them."""
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    if any(hasattr(p, "device_mesh") for p in parameters) or any(
-        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
-    ):
-        raise ValueError("parameters are sharded over ranks (DTensor, FSDP): use DistributedDataParallel.")
+    if any(hasattr(p, "device_mesh") for p in parameters):
+        raise ValueError("parameters are sharded over ranks (DTensor): use DistributedDataParallel.")
     if len({p.device for p in parameters}) > 1:
         raise ValueError("parameters are on several devices: put the whole model on one.")
     return parameters
 
 
-def _warn_if_unwrapped(model: nn.Module) -> None:
+def _check_wrapper(model: nn.Module) -> None:
+    """Refuse what shards parameters, and warn where nothing averages gradients."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError("parameters are sharded over ranks (FSDP): use DistributedDataParallel.")
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return
-    if not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if several and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         warnings.warn(
             "there are several ranks, but the model is not wrapped: give RST the DistributedDataParallel module.",
             stacklevel=3,

@@ -81,7 +81,8 @@ def share_of_batch(batch_size: int, images: int, rank: int, world_size: int) -> 
         )
     if batch_size % world_size:
         raise ValueError(
-            f"recipe.batch_size={batch_size} does not split over {world_size} devices: write a multiple of {world_size}."
+            f"recipe.batch_size={batch_size} does not split over {world_size} devices: "
+            f"write a multiple of {world_size}."
         )
     share = batch_size // world_size
     return slice(rank * share, (rank + 1) * share)
