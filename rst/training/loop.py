@@ -1,6 +1,7 @@
 """The loop: one run, from its config to its summary."""
 
 import math
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -88,6 +89,8 @@ class Run:
     def __init__(self, cfg: DictConfig, record: Record, show_progress: bool) -> None:
         self.cfg, self.record, self.show_progress = cfg, record, show_progress
         self.device = torch_device(cfg)
+        if cfg.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(cfg.deterministic)
         torch.backends.cudnn.benchmark = not cfg.deterministic
 
