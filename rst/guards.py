@@ -1,5 +1,6 @@
-"""What a pass must leave alone: context managers that keep the second pass of a sharp step without a trace."""
+"""What a step takes for granted, and what its passes leave alone: parameters, gradients, buffers, random numbers."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,6 +10,29 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 RandomStates = list[tuple[torch.device, Tensor]]
+
+
+def whole_parameters(model: nn.Module) -> list[Tensor]:
+    """The trainable parameters, which must be whole and on one device, or ‖g‖ would be that of a part of them."""
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    if any(hasattr(p, "device_mesh") for p in parameters):
+        raise ValueError("parameters are sharded over ranks (DTensor): use DistributedDataParallel.")
+    if len({p.device for p in parameters}) > 1:
+        raise ValueError("parameters are on several devices: put the whole model on one.")
+    return parameters
+
+
+def check_wrapper(model: nn.Module) -> None:
+    """Refuse what shards parameters, and warn where nothing averages gradients."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError("parameters are sharded over ranks (FSDP): use DistributedDataParallel.")
+    distributed = torch.distributed
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if several and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        warnings.warn(
+            "there are several ranks, but the model is not wrapped: give RST the DistributedDataParallel module.",
+            stacklevel=3,
+        )
 
 
 @contextmanager

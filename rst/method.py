@@ -19,7 +19,6 @@ A variant of SAM (`rst.variants`) puts another gradient in the place of g_s; gat
 the user's own and stays as it is.
 """
 
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,18 +26,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from rst.gate import Gate, ScheduleLike
 from rst.guards import (
     average_gradients,
+    check_wrapper,
     evaluation_mode,
     gradient_sync,
     gradients_set_aside,
     kept_buffers,
     random_states,
     replayed_random_numbers,
+    whole_parameters,
 )
 from rst.variants import Variant, variant_of
 from rst.variants.variant import at_least
@@ -101,8 +101,8 @@ class RST:
             raise ValueError(
                 f"sync_perturbation does not go with {type(self.variant).__name__}, which combines g and g_s."
             )
-        _check_wrapper(model)
-        _whole_parameters(model)
+        check_wrapper(model)
+        whole_parameters(model)
 
         if gamma_ratio == "auto":
             if self._gate.mean == 0:
@@ -170,7 +170,7 @@ class RST:
                 clean = loss.detach()
                 if self.variant.by_sample and self.sharp:
                     with evaluation_mode(self.model), kept_buffers(self.model):
-                        cost = self.variant.observe(closure, _whole_parameters(self.model), len(clean))
+                        cost = self.variant.observe(closure, whole_parameters(self.model), len(clean))
                     self._count(cost, cost)
         assert clean is not None
         return clean.mean()
@@ -199,7 +199,7 @@ class RST:
                 yield 1.0  # g
             self._count(1, 1)
         else:
-            parameters = _whole_parameters(self.model)
+            parameters = whole_parameters(self.model)
             if self._part == 0:
                 self.variant.begin(parameters, self.t, self.total_steps, self.seed)
             step = self._accumulated if self.variant.combine is None else self._combined
@@ -316,26 +316,3 @@ def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterato
     finally:
         torch._foreach_copy_(parameters, saved)
         torch.clear_autocast_cache()
-
-
-def _whole_parameters(model: nn.Module) -> list[Tensor]:
-    """The trainable parameters, which must be whole and on one device, or ‖g‖ would be that of a part of them."""
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    if any(hasattr(p, "device_mesh") for p in parameters):
-        raise ValueError("parameters are sharded over ranks (DTensor): use DistributedDataParallel.")
-    if len({p.device for p in parameters}) > 1:
-        raise ValueError("parameters are on several devices: put the whole model on one.")
-    return parameters
-
-
-def _check_wrapper(model: nn.Module) -> None:
-    """Refuse what shards parameters, and warn where nothing averages gradients."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError("parameters are sharded over ranks (FSDP): use DistributedDataParallel.")
-    distributed = torch.distributed
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if several and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        warnings.warn(
-            "there are several ranks, but the model is not wrapped: give RST the DistributedDataParallel module.",
-            stacklevel=3,
-        )
