@@ -39,7 +39,8 @@ def result(composed: DictConfig) -> str:
 
     if cfg.evaluate is not None:
         _, scores = score(cfg, HydraConfig.get().overrides.task)
-        return f"{cfg.evaluate}: " + ", ".join(f"test {name} {value:.4g}" for name, value in scores.items())
+        units = {name: " %" if name.endswith("error") else "" for name in scores}
+        return f"{cfg.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
     try:
         record = train(cfg)
     except Interrupted as stop:

@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -348,4 +349,5 @@ def _peak_memory(device: torch.device) -> int:
     """Of the device, or of the whole process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
