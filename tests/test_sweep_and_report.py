@@ -1,7 +1,10 @@
 """From a table file to its runs, and from their records to the table and its figure."""
 
 import dataclasses
+import multiprocessing
 import statistics
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +69,25 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path) 
     assert len(failures) == 1
     assert failures[0].startswith("SAM, seed 0: dataset.train_images=5000")
     assert [cell.record.done for cell in table.cells] == [True, False, True, True]
+
+
+def test_a_worker_that_is_killed_costs_the_run_it_was_at_and_no_other(tmp_path: Path) -> None:
+    table = of_seeds(demo(tmp_path, "recipe.epochs=40"), [0])
+    first = table.cells[0].record
+
+    def kill_the_worker() -> None:
+        while not first.metrics:
+            time.sleep(0.01)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    killer = threading.Thread(target=kill_the_worker)
+    killer.start()
+    failures = run_table(table, workers=1)
+    killer.join()
+    assert len(failures) == 1
+    assert failures[0].startswith("SGD, seed 0: its worker ended")
+    assert [cell.record.done for cell in table.cells] == [False, True, True, True]
 
 
 def test_the_table_gives_mean_and_standard_deviation_over_seeds(trained: Table) -> None:

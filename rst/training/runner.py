@@ -5,15 +5,17 @@ import signal
 import threading
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import active_children, get_context, parent_process
 
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from rst.experiments.config import InputError
-from rst.experiments.sweep import Table
+from rst.experiments.sweep import Cell, Table
 from rst.training.loop import Interrupted, train
 
 
@@ -27,26 +29,46 @@ def run_table(table: Table, workers: int = 1) -> list[str]:
     missing.sort(key=lambda cell: table.seeds.index(cell.cfg.seed))
     print(f"{table.name}: {len(table.cells)} runs, {len(table.cells) - len(missing)} done, {len(missing)} to train")
     failures = []
-    threads = max(1, torch.get_num_threads() // workers)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker, (threads,))
-    runs = {pool.submit(_train, cell.cfg): cell for cell in missing}
+    queue, running = iter(missing), dict[Future[str | None], Cell]()
+    pool = _workers(workers)
     try:
-        with tqdm(as_completed(runs), total=len(missing), desc=table.name, unit="run") as bar:
-            for run in bar:
-                failure = run.result() if run.exception() is None else str(run.exception())
-                if failure is not None:
-                    failures.append(f"{runs[run].row}, seed {runs[run].cfg.seed}: {failure}")
-                    bar.write(failures[-1])
+        with tqdm(total=len(missing), desc=table.name, unit="run") as bar:
+            while True:
+                # No more than can run at once: what a pool has taken in advance it cannot give back.
+                for cell in islice(queue, workers - len(running)):
+                    try:
+                        run = pool.submit(_train, cell.cfg)
+                    except BrokenProcessPool:  # a worker was killed, and took the pool with it
+                        pool = _workers(workers)
+                        run = pool.submit(_train, cell.cfg)
+                    running[run] = cell
+                if not running:
+                    break
+                for run in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(run)
+                    failure = run.result() if run.exception() is None else f"its worker ended: {run.exception()}"
+                    if failure is not None:
+                        failures.append(f"{cell.row}, seed {cell.cfg.seed}: {failure}")
+                        bar.write(failures[-1])
+                    bar.update()
     except KeyboardInterrupt:
         failures.append("stopped; the same command goes on from here")
+        for worker in active_children():
+            worker.terminate()  # SIGTERM, on which a run writes its checkpoint
     finally:
         pool.shutdown(cancel_futures=True)
     return failures
 
 
+def _workers(count: int) -> ProcessPoolExecutor:
+    threads = max(1, torch.get_num_threads() // count)
+    return ProcessPoolExecutor(count, get_context("spawn"), _set_up_worker, (threads,))
+
+
 def _set_up_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and ends a run, but not its worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
