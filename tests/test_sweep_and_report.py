@@ -43,6 +43,11 @@ def test_a_table_is_its_rows_times_its_seeds(tmp_path: Path) -> None:
     assert len({cell.record.id for cell in table.cells}) == 20
 
 
+def test_ids_are_still_those_of_the_records_that_are_kept() -> None:
+    kept = pd.read_csv(Path(__file__).parents[1] / "results" / "records.csv")["id"]
+    assert {cell.record.id for cell in load_table("demo").cells} <= set(kept)
+
+
 def test_an_unknown_table_is_answered_with_those_that_exist() -> None:
     with pytest.raises(InputError, match=r"no table tabel: choose one of .*demo"):
         load_table("tabel")
