@@ -382,7 +382,7 @@ def test_ssam_d_drops_its_smallest_gradients_for_as_many_weights_that_were_not_p
     sizes, seed, sparsity, drop, t
 ):
     model = Chosen(*sizes)
-    method = rst.RST(model, RHO, ALWAYS, total_steps=10, seed=seed, variant=SSAMD(sparsity, drop=drop))
+    method = rst.RST(model, RHO, ALWAYS, total_steps=10, seed=seed, variant=SSAMD(sparsity, update_every=1, drop=drop))
     epsilon_of(method, model, random(seed, 4, sum(sizes)))
     old, method.t = mask_of(method), t
     gradients = random(seed + 100, 4, sum(sizes))
@@ -401,7 +401,7 @@ def test_ssam_d_drops_its_smallest_gradients_for_as_many_weights_that_were_not_p
 def test_ssam_d_draws_where_it_starts_and_grows_from_the_seed():
     def masks(seed: int) -> list[Tensor]:
         model = Chosen(40)
-        method = rst.RST(model, RHO, ALWAYS, total_steps=2, seed=seed, variant=SSAMD())
+        method = rst.RST(model, RHO, ALWAYS, total_steps=2, seed=seed, variant=SSAMD(update_every=1))
         result = []
         for t in range(2):
             epsilon_of(method, model, random(t, 4, 40))

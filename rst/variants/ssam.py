@@ -16,11 +16,12 @@ from rst.vectors import EPSILON, norm
 class SSAM(Variant):
     """ε = ρ m ⊙ g / ‖g‖, with one mask m over all weights together, of which a share ``sparsity`` in [0, 1) is 0.
 
-    The norm is that of the whole gradient, so that ‖ε‖ <= ρ. A new mask is due every ``update_every`` steps, and is
-    made at the first sharp step from then on; it is equal on all ranks.
+    The norm is that of the whole gradient, so that ‖ε‖ <= ρ. A new mask is due every ``update_every`` steps (by
+    default about an epoch of CIFAR in batches of 256), and is made at the first sharp step from then on; it is equal
+    on all ranks.
     """
 
-    def __init__(self, sparsity: float = 0.5, update_every: int = 1) -> None:
+    def __init__(self, sparsity: float = 0.5, update_every: int = 200) -> None:
         self.sparsity = fraction("sparsity", sparsity)
         if self.sparsity == 1:
             raise ValueError("sparsity must be below 1, or nothing would be perturbed.")
@@ -78,7 +79,7 @@ class SSAMF(SSAM):
 
     by_sample = True
 
-    def __init__(self, sparsity: float = 0.5, update_every: int = 1, samples: int = 128) -> None:
+    def __init__(self, sparsity: float = 0.5, update_every: int = 200, samples: int = 128) -> None:
         super().__init__(sparsity, update_every)
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"samples must be an integer from 1, got {samples!r}.")
@@ -105,7 +106,7 @@ class SSAMD(SSAM):
     itself still perturbed under the old one.
     """
 
-    def __init__(self, sparsity: float = 0.5, update_every: int = 1, drop: float = 0.5) -> None:
+    def __init__(self, sparsity: float = 0.5, update_every: int = 200, drop: float = 0.5) -> None:
         super().__init__(sparsity, update_every)
         self.drop = fraction("drop", drop)
 
