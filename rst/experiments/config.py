@@ -68,9 +68,6 @@ def schedule_of(cfg: DictConfig) -> Schedule:
     return schedule
 
 
-OmegaConf.register_new_resolver("tempdir", tempfile.gettempdir, replace=True)
-
-
 def steps_per_epoch(cfg: DictConfig) -> int:
     """Whole batches in the training images that are not held out."""
     return (cfg.dataset.train_images - cfg.dataset.validation) // cfg.recipe.batch_size
@@ -99,7 +96,9 @@ def _steps(epochs: int, *, _root_: DictConfig) -> int:
     return epochs * steps_per_epoch(_root_)
 
 
+# What config files may say: ${steps:EPOCHS}, the number of steps in some epochs, and ${tempdir:}.
 OmegaConf.register_new_resolver("steps", _steps, replace=True)
+OmegaConf.register_new_resolver("tempdir", tempfile.gettempdir, replace=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
