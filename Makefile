@@ -30,7 +30,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## Cost of a sharp step, time over p, speed of the loader; also as results/bench.json
+bench: $(READY)  ## Cost of a sharp step and of the variants, time over p, speed of the loader; also as results/bench.json
 	$(BIN)/python scripts/bench.py
 
 .PHONY: help setup demo test test-slow lint bench
