@@ -38,7 +38,7 @@ def result(composed: DictConfig) -> str:
     from rst.training import Interrupted, score, train  # only now: bad input is answered before libraries load
 
     if cfg.evaluate is not None:
-        _, scores = score(cfg, HydraConfig.get().overrides.task)
+        scores = score(cfg, HydraConfig.get().overrides.task)
         units = {name: " %" if name.endswith("error") else "" for name in scores}
         return f"{cfg.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
     try:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from rst.checks import at_least
 from rst.gate import Gate, ScheduleLike
 from rst.guards import (
     average_gradients,
@@ -41,7 +42,6 @@ from rst.guards import (
     whole_parameters,
 )
 from rst.variants import Variant, variant_of
-from rst.variants.variant import at_least
 from rst.vectors import EPSILON, norm
 
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rst.checks import in_unit_interval
+
 __all__ = [
     "Schedule",
     "always",
@@ -68,7 +70,7 @@ def always() -> Schedule:
 
 def constant(p: float) -> Schedule:
     """p(t) = p (Table 2; the schedule that the paper recommends). Δη = p."""
-    p = _fraction("p", p)
+    p = in_unit_interval("p", p)
     return Schedule(f"constant(p={p!r})", lambda t, total_steps: p, steady=True)
 
 
@@ -77,20 +79,20 @@ def piecewise(a: float, b: float) -> Schedule:
 
     Group 1 of the paper is a = 0 (SGD, then SAM), group 2 a = 1 (SAM, then SGD), group 3 b = 1/2.
     """
-    a, b = _fraction("a", a), _fraction("b", b)
+    a, b = in_unit_interval("a", a), in_unit_interval("b", b)
     return Schedule(f"piecewise(a={a!r},b={b!r})", lambda t, total_steps: a if t / total_steps < b else 1 - a)
 
 
 def linear(m: float) -> Schedule:
     """The rising line through (T/2, m) and, for m <= 1/2, (0, 0), else (T, 1) (linear group 1). Δη = m."""
-    m = _fraction("m", m)
+    m = in_unit_interval("m", m)
     start, slope = (0.0, 2 * m) if m <= 0.5 else (2 * m - 1, 2 * (1 - m))
     return _wave(f"linear(m={m!r})", lambda u: start + slope * u)
 
 
 def linear_through(b: float) -> Schedule:
     """The line through (0, b) and (T/2, 1/2) (linear group 2). Δη = 1/2."""
-    b = _fraction("b", b)
+    b = in_unit_interval("b", b)
     return _wave(f"linear_through(b={b!r})", lambda u: b + (1 - 2 * b) * u)
 
 
@@ -136,7 +138,7 @@ def periodic(k: int) -> Schedule:
 
 def tail(fraction: float) -> Schedule:
     """The last fraction of the steps is sharp, none before it; `piecewise` group 1 by its own cost. Δη = fraction."""
-    fraction = _fraction("fraction", fraction)
+    fraction = in_unit_interval("fraction", fraction)
     return Schedule(
         f"tail(fraction={fraction!r})", lambda t, total_steps: float((total_steps - t) / total_steps <= fraction)
     )
@@ -145,9 +147,3 @@ def tail(fraction: float) -> Schedule:
 def _wave(name: str, rule: Callable[[float], float]) -> Schedule:
     """A schedule in the elapsed fraction u = t/T of the training."""
     return Schedule(name, lambda t, total_steps: rule(t / total_steps))
-
-
-def _fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}.")
-    return float(value)

@@ -134,7 +134,7 @@ def test_the_error_of_a_run_is_that_of_its_last_weights_on_the_first_test_images
 
 
 def scored(overrides: list[str]) -> dict[str, float]:
-    return score(load_config(overrides), overrides)[1]
+    return score(load_config(overrides), overrides)
 
 
 @pytest.mark.parametrize("name", ["id", "folder", "checkpoint"])

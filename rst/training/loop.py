@@ -339,7 +339,10 @@ class Run:
             setattr(self, name, state[name])
         for name in self._PARTS:
             getattr(self, name).load_state_dict(state[name])
-        set_random_states([(torch.device(device), generator) for device, generator in state["random"]])
+        # A run may go on elsewhere: this device takes over the state of its like.
+        kinds = {"cpu": torch.device("cpu"), self.device.type: self.device}
+        saved = [(torch.device(device).type, generator) for device, generator in state["random"]]
+        set_random_states([(kinds[kind], generator) for kind, generator in saved if kind in kinds])
 
     _NUMBERS = ("step", "seconds", "sharp_steps", "forward_passes", "backward_passes", "scores", "best_test_error")
     _PARTS = ("model", "optimizer", "scaler", "method", "sums")

@@ -15,8 +15,8 @@ HERE = ("evaluate", "device", "dataset.root", "paths", "wandb")
 """Keys that say where to score, not what."""
 
 
-def score(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, float]]:
-    """The config and the test scores of ``cfg.evaluate``: a run id, its folder, or a checkpoint file.
+def score(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, float]:
+    """The test scores of ``cfg.evaluate``: a run id, its folder, or a checkpoint file.
 
     Network and data are those of the checkpoint. Raises `InputError` where the overrides of the command line ask
     for others.
@@ -35,7 +35,7 @@ def score(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     model = build_model(saved, device)
     model.load_state_dict(state["model"])
     with autocast(saved, device):
-        return saved, evaluate(model, data.batches("test"), saved.dataset.num_classes)
+        return evaluate(model, data.batches("test"), saved.dataset.num_classes)
 
 
 def _checkpoint_file(cfg: DictConfig) -> Path:

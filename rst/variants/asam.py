@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from rst.variants.variant import Variant, at_least
+from rst.checks import at_least
+from rst.variants.variant import Variant
 from rst.vectors import EPSILON, norm
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rst.checks import in_unit_interval
 from rst.streams import stream
-from rst.variants.variant import Closure, Variant, fraction
+from rst.variants.variant import Closure, Variant
 from rst.vectors import EPSILON, norm
 
 
@@ -22,7 +23,7 @@ class ESAM(Variant):
     by_sample = True
 
     def __init__(self, beta: float = 0.5, gamma: float = 0.5) -> None:
-        self.beta, self.gamma = fraction("beta", beta), fraction("gamma", gamma)
+        self.beta, self.gamma = in_unit_interval("beta", beta), in_unit_interval("gamma", gamma)
         if self.beta == 0 or self.gamma == 0:
             raise ValueError(f"beta and gamma must be above 0, got {beta} and {gamma}.")
         self.extra_passes = self.gamma + (1 / 3 if self.gamma < 1 else 0)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rst.checks import in_unit_interval
 from rst.guards import sum_over_ranks
 from rst.streams import stream
-from rst.variants.variant import Closure, Variant, fraction
+from rst.variants.variant import Closure, Variant
 from rst.vectors import EPSILON, norm
 
 
@@ -22,7 +23,7 @@ class SSAM(Variant):
     """
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200) -> None:
-        self.sparsity = fraction("sparsity", sparsity)
+        self.sparsity = in_unit_interval("sparsity", sparsity)
         if self.sparsity == 1:
             raise ValueError("sparsity must be below 1, or nothing would be perturbed.")
         if not isinstance(update_every, int) or update_every < 1:
@@ -108,7 +109,7 @@ class SSAMD(SSAM):
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200, drop: float = 0.5) -> None:
         super().__init__(sparsity, update_every)
-        self.drop = fraction("drop", drop)
+        self.drop = in_unit_interval("drop", drop)
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Note the step, for a mask that is due."""

@@ -1,6 +1,5 @@
 """The interface of the variants, and its plainest case, SAM."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,17 +59,3 @@ class Variant:
 
 class SAM(Variant):
     """Sharpness-aware minimisation (Foret et al., 2021): ε = ρ g/‖g‖ (Algorithm 1, line 8)."""
-
-
-def at_least(low: float, name: str, value: object) -> float:
-    """The value as a float, if it is a number from ``low``; else ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < math.inf:
-        raise ValueError(f"{name} must be a number from {low:g}, got {value!r}.")
-    return float(value)
-
-
-def fraction(name: str, value: object) -> float:
-    """The value as a float, if it is a number in [0, 1]; else ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}.")
-    return float(value)
