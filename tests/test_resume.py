@@ -178,3 +178,14 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(overrides, config, 
     assert process.exitcode == 0
     assert output.read_text().startswith(f"{record.id}: test error {record.summary['test_error']:.2f} %")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in record.folder.iterdir()} == before
+
+
+def test_a_run_that_was_stopped_on_another_kind_of_device_goes_on_here(config):
+    cfg = config()
+    with pytest.raises(Interrupted), a_signal(signal.SIGINT, "step", 1):
+        train(cfg, show_progress=False)
+    file = open_record(cfg).checkpoint
+    state = checkpoint.load(file)
+    state["random"].append(("cuda:0", state["random"][0][1]))
+    checkpoint.save(file, state)
+    assert train(cfg, show_progress=False).done
