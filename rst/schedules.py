@@ -7,6 +7,7 @@ over the steps is the expected extra cost Δη of the training, in passes a step
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from rst.checks import in_unit_interval
 
@@ -50,12 +51,15 @@ class Schedule:
 
     def mean(self, total_steps: int | None = None) -> float:
         """Δη = (1/T) Σ_{t<T} p(t) (eq. 4): the exact mean over the T steps, not its limit for large T."""
-        if self.steady or total_steps is None:
-            return self(0, total_steps)
-        return math.fsum(self(t, total_steps) for t in range(total_steps)) / total_steps
+        return self(0, total_steps) if self.steady or total_steps is None else _mean(self, total_steps)
 
     def __str__(self) -> str:
         return self.name
+
+
+@cache
+def _mean(schedule: Schedule, total_steps: int) -> float:
+    return math.fsum(schedule(t, total_steps) for t in range(total_steps)) / total_steps
 
 
 def never() -> Schedule:
@@ -80,6 +84,8 @@ def piecewise(a: float, b: float) -> Schedule:
     Group 1 of the paper is a = 0 (SGD, then SAM), group 2 a = 1 (SAM, then SGD), group 3 b = 1/2.
     """
     a, b = in_unit_interval("a", a), in_unit_interval("b", b)
+    if a == 0.5:
+        return constant(0.5)
     return Schedule(f"piecewise(a={a!r},b={b!r})", lambda t, total_steps: a if t / total_steps < b else 1 - a)
 
 
@@ -93,6 +99,8 @@ def linear(m: float) -> Schedule:
 def linear_through(b: float) -> Schedule:
     """The line through (0, b) and (T/2, 1/2) (linear group 2). Δη = 1/2."""
     b = in_unit_interval("b", b)
+    if b == 0.5:
+        return constant(0.5)
     return _wave(f"linear_through(b={b!r})", lambda u: b + (1 - 2 * b) * u)
 
 
@@ -137,11 +145,9 @@ def periodic(k: int) -> Schedule:
 
 
 def tail(fraction: float) -> Schedule:
-    """The last fraction of the steps is sharp, none before it; `piecewise` group 1 by its own cost. Δη = fraction."""
+    """The last fraction of the steps is sharp, none before it: `piecewise` group 1 by its cost. Δη = fraction."""
     fraction = in_unit_interval("fraction", fraction)
-    return Schedule(
-        f"tail(fraction={fraction!r})", lambda t, total_steps: float((total_steps - t) / total_steps <= fraction)
-    )
+    return piecewise(0.0, round(1 - fraction, 12))
 
 
 def _wave(name: str, rule: Callable[[float], float]) -> Schedule:

@@ -1,29 +1,44 @@
-"""Write a table and its figure from the run records: python scripts/report.py demo [key=value ...]"""
+"""Write tables and figures from the run records: python scripts/report.py table03 figures [--page] [key=value ...]"""
 
 import argparse
 import sys
-from pathlib import Path
+
+from tqdm import tqdm
 
 from rst.experiments.config import InputError
-from rst.experiments.sweep import load_table
-from rst.report import figures, tables
+from rst.experiments.sweep import GROUPS, load_tables
+from rst.report import figures, page, tables
 
 
 def main() -> int:
-    """Exit status: 0 where the table was written, with or without gaps."""
-    parser = argparse.ArgumentParser(description="Write a table and its figure from the run records.")
-    parser.add_argument("table", help="a file of configs/tables, without .yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value, as given to sweep.py")
-    arguments = parser.parse_args()
+    """Exit status: 0 where all was written, with or without gaps."""
+    parser = argparse.ArgumentParser(
+        description="Write tables and figures from the run records.", usage="%(prog)s NAME ... [--page] [key=value ...]"
+    )
+    parser.add_argument("words", nargs="*", metavar="NAME", help="a file of configs/tables, or: tables, figures")
+    parser.add_argument(
+        "--page", action="store_true", help="and all of them on one page; of tables and figures by default"
+    )
+    arguments = parser.parse_intermixed_args()
+    overrides = [word for word in arguments.words if "=" in word]
+    names = [word for word in arguments.words if "=" not in word] or [*GROUPS] * arguments.page
+    if not names:
+        parser.error("no table: write a file of configs/tables, or tables, or figures.")
+    progress = tqdm(load_tables(names, overrides, tqdm.write), desc="report", unit="table")
+    loaded, files = [], []
     try:
-        table = load_table(arguments.table, arguments.overrides)
-    except InputError as error:
+        for table in progress:
+            loaded.append(table)
+            files += tables.write(table)
+            files += figures.write(table) if table.draw != "table" else []
+        files += [page.write(loaded)] if arguments.page else []
+    except (InputError, OSError) as error:
+        progress.close()
         print(f"report.py: {error}", file=sys.stderr)
         return 1
-    folder = Path(table.cells[0].cfg.paths.runs).parent
-    files = [*tables.write(table, folder), *figures.write(table, folder)]
-    print(tables.markdown(table))
-    print("Written: " + ", ".join(map(str, files)))
+    if len(loaded) == 1:
+        print(files[0].read_text(encoding="utf-8"))
+    print("Written:", *dict.fromkeys(files), sep="\n  ")
     return 0
 
 

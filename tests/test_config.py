@@ -143,17 +143,17 @@ def test_scheme_changes_nothing_but_schedule_and_ratio(model: str) -> None:
     ],
     ids=" ".join,
 )
-def test_smoke_scale_only_shrinks(overrides: list[str]) -> None:
+def test_smoke_scale_only_shrinks_and_takes_the_embedded_images(overrides: list[str]) -> None:
     full, small = flat(load_config(overrides)), flat(load_config([*overrides, "scale=smoke"]))
     assert full.keys() == small.keys()
     shrinkable = {"dataset.train_images", "dataset.test_images", *(key for key in full if key.startswith("model."))}
     shrinkable |= {f"recipe.{key}" for key in ("epochs", "batch_size", "perturbation_batch", "warmup_epochs")}
     for key in full:
-        if full[key] != small[key] and key not in ("scale", "wandb.mode"):
+        if full[key] != small[key] and key not in ("scale", "wandb.mode", "dataset.source", "max_seeds"):
             assert key in shrinkable
             pairs = zip(numbers(full[key]), numbers(small[key]), strict=True)
             assert all(after <= before for before, after in pairs)
-    assert small["wandb.mode"] == "disabled"
+    assert (small["wandb.mode"], small["dataset.source"], small["max_seeds"]) == ("disabled", "digits", 1)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
@@ -179,6 +179,7 @@ REFUSED_AT_ONCE = [
     ("augmentation=mixcut", "augmentation=mixcut", "basic, cutout, mixup, none"),
     ("recipe=table16", "recipe=table16", "cifar"),
     ("scale=tiny", "scale=tiny", "paper, smoke"),
+    ("scale=cpu dataset=imagenet model=resnet50", "scale=cpu", "imagenet", "only cifar10, cifar100"),
     # misspelt keys: what was meant
     ("recipe.epoch=3", "recipe.epoch", "did you mean recipe.epochs?"),
     ("recipe.btach_size=3", "recipe.btach_size", "did you mean recipe.batch_size?"),
@@ -204,6 +205,7 @@ REFUSED_AT_ONCE = [
     ("evaluate_every=0", "evaluate_every=0", "an integer from 1"),
     ("seed=-1", "seed=-1", "an integer from 0"),
     ("autocast=float8", "autocast=float8", "null, bfloat16, float16"),
+    ("max_seeds=0", "max_seeds=0", "an integer from 1"),
     ("wandb.mode=on", "wandb.mode=on", "online, offline, disabled"),
     ("device=tpu", "device=tpu", "device=cpu"),
     ("device=cuda:99", "device=cuda:99", "device=cpu"),

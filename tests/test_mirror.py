@@ -1,16 +1,16 @@
 """Weights & Biases: written to, never read, never in the way of a run."""
 
-import struct
 import sys
 import time
 import types
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from rst.experiments.imports import OfflineRun, messages
 from rst.experiments.record import Record, open_record
 from rst.training import train
 
@@ -24,25 +24,13 @@ def assert_complete(record: Record) -> None:
     assert record.done
 
 
-def entries(file: Path) -> Iterator[Any]:
-    """What W&B's offline file holds: messages in the log format of LevelDB, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record as Message
-
-    content, position, parts = file.read_bytes(), 7, b""  # after a header of seven bytes
-    while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:  # too little is left of the block for another entry
-            position += 32768 - position % 32768
-            continue
-        _, length, part = struct.unpack_from("<IHB", content, position)
-        position += 7 + length
-        if position > len(content):  # still being written
-            return
-        parts += content[position - length : position]
-        if part in (1, 4):  # whole, or the last part
-            message = Message()
-            message.ParseFromString(parts)
-            parts = b""
-            yield message
+def finished_log(folder: Path) -> Path:
+    """The log of the one start in the folder, once W&B's own process, in its own time, has written it to its end."""
+    (log,) = folder.rglob("run-*.wandb")
+    deadline = time.monotonic() + 30
+    while "exit" not in map(kind, messages(log)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return log
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
@@ -54,32 +42,31 @@ def test_without_a_key_the_run_is_written_offline_with_its_steps_and_its_summary
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="W&B gets no more")
-        record = train(config(f"wandb.mode={mode}", "wandb.group=specification"), show_progress=False)
+        cfg = config(f"wandb.mode={mode}", "wandb.group=specification", "wandb.job_type='G-RST[50%]'")
+        record = train(cfg, show_progress=False)
     assert_complete(record)
 
-    (file,) = record.folder.rglob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 30
-    while "exit" not in map(kind, entries(file)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # W&B's own process writes it, in its own time
-    messages = list(entries(file))
-    (run,) = (message.run for message in messages if kind(message) == "run")
-    assert (run.run_id, run.display_name, run.project, run.run_group) == (record.id, record.id, "rst", "specification")
-    (metric,) = (message.metric for message in messages if kind(message) == "metric")
-    assert (metric.glob_name, metric.step_metric) == ("*", "step")
+    log = finished_log(record.folder)
+    (run,) = (message.run for message in messages(log) if kind(message) == "run")
+    assert (run.run_id, run.display_name, run.project) == (record.id, record.id, "rst")
+    assert (run.run_group, run.job_type) == ("specification", "G-RST[50%]")
+    assert list(run.tags) == ["wrn10_1", "digits", "grst", "paper"]
+    metrics = [message.metric for message in messages(log) if kind(message) == "metric"]
+    assert [(metric.name, metric.glob_name, metric.step_metric) for metric in metrics] == [
+        ("step", "", ""),
+        ("", "*", "step"),
+    ]
+    copy = OfflineRun([log])
+    assert own(copy.config) == OmegaConf.to_container(record.config) | {"environment": record.environment}
+    assert own(copy.summary) == record.summary
+    history = [own(line) for line in copy.scan_history()]
+    assert history == [{key: line[key] for key in line if line[key] is not None} for line in record.metrics]
+    assert all({"step", "propagations", "train_seconds", "test_error"} <= line.keys() for line in history)
 
-    def values(items: Any) -> dict[str, str]:
-        return {item.key or item.nested_key[0]: item.value_json for item in items}
 
-    history = [values(m.history.item) for m in messages if kind(m) == "history"]
-    assert [float(line["step"]) for line in history] == [3, 6]
-    for line, metrics in zip(history, record.metrics, strict=True):
-        assert {key: float(line[key]) for key in metrics if metrics[key] is not None} == pytest.approx(
-            {key: value for key, value in metrics.items() if value is not None}
-        )
-    summary: dict[str, str] = {}
-    for message in messages:
-        summary |= values(message.summary.update)
-    assert {key: float(summary[key]) for key in record.summary} == pytest.approx(record.summary)
+def own(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what W&B adds."""
+    return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
 class Broken:
@@ -89,8 +76,8 @@ class Broken:
         self.name, self.calls = name, []
         settings = types.SimpleNamespace(api_key=None, base_url="https://api.wandb.ai")
         self.setup = lambda: types.SimpleNamespace(settings=settings)
-        self.summary = types.SimpleNamespace(update=lambda values: self._call("update"))
-        for method in ("log", "define_metric", "finish", "login"):
+        self.summary = self  # which has, besides a result, one metric of an epoch
+        for method in ("define_metric", "log", "update", "finish"):
             setattr(self, method, lambda *args, method=method, **kwargs: self._call(method))
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
@@ -100,13 +87,19 @@ class Broken:
         self._call("init")
         return self
 
+    def keys(self) -> list[str]:
+        return ["test_error", "lr"]
+
+    def __delitem__(self, key: str) -> None:
+        self._call("delete")
+
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if name == self.name:
             raise ConnectionError("no network")
 
 
-@pytest.mark.parametrize("name", ["init", "define_metric", "log", "update", "finish"])
+@pytest.mark.parametrize("name", ["init", "define_metric", "log", "delete", "update", "finish"])
 def test_where_wandb_raises_there_is_one_warning_and_the_run_goes_on(config, monkeypatch, name):
     wandb = Broken(name)
     monkeypatch.setitem(sys.modules, "wandb", wandb)

@@ -57,9 +57,8 @@ def other(value: Any) -> Any:
 NOT_IN_THE_ID = {
     *("scheme.name", "device", "channels_last", "compile", "deterministic", "scale"),
     *("evaluate", "evaluate_every", "dataset.root", "dataset.source", "paths.data", "paths.cache", "paths.runs"),
-    *("wandb.mode", "wandb.project", "wandb.group"),
+    *("wandb.mode", "wandb.project", "wandb.group", "wandb.job_type", "max_seeds", "datasets"),
     "recipe.rho",  # which counts as variant.rho
-    "dataset.workers",
 }
 
 
@@ -91,6 +90,15 @@ def test_the_id_depends_on_p_of_every_step():
         (["scheme=sam"], ["scheme=rst", "schedule.p=1"], ["scheme=grst", "schedule.p=1.0", "scheme.gamma_ratio=1"]),
         (["scheme=sam"], ["scheme=grst", "schedule=always"], ["scheme=gnr", "scheme.gamma_ratio=1.0"]),
         (["scheme=rst"], ["scheme=grst", "scheme.gamma_ratio=1"]),
+        (
+            ["scheme=rst"],
+            ["scheme=rst", "schedule=piecewise", "schedule.a=0.5"],
+            ["scheme=rst", "schedule=linear_through", "schedule.b=0.5"],
+        ),
+        (
+            ["scheme=rst", "schedule=tail", "schedule.fraction=0.3"],
+            ["scheme=rst", "schedule=piecewise", "schedule.a=0", "schedule.b=0.7"],
+        ),
         (["scheme=grst"], ["scheme=grst", "scheme.gamma_ratio=2"], ["scheme=grst", "scheme.gamma_ratio=2.0"]),
         (["scheme=grst", "schedule.p=0.3"], ["scheme=grst", "schedule.p=0.3", "scheme.gamma_ratio=3.33333333333"]),
         (["scheme=sam"], ["scheme=sam", "scheme.normalise_clean=true"]),  # (1 - c) g is zero

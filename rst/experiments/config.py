@@ -6,12 +6,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,10 @@ class InputError(Exception):
     """Bad input: one sentence that says what is wrong, where, and what to write instead."""
 
 
+class NotAtThisScale(InputError):
+    """The scale has no such data set."""
+
+
 @contextmanager
 def bad_input(prefix: str = "") -> Iterator[None]:
     """Errors of the user's input inside, and Hydra's many-line messages, become an `InputError`."""
@@ -39,11 +44,30 @@ def bad_input(prefix: str = "") -> Iterator[None]:
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of ``python train.py *overrides``, resolved and checked."""
-    with bad_input(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed = compose("train", overrides=list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(composed)
+    """The config of ``python train.py *overrides``, resolved and checked.
+
+    Hydra composes once for all calls that choose the same groups; values of single keys are set afterwards, which is
+    what Hydra does too, and ten times as fast.
+    """
+    values = [text for text in overrides if re.match(r"\w+(\.\w+)+=", text)]
+    with bad_input():
+        try:
+            composed = _composed(tuple(text for text in overrides if text not in values)).copy()
+            for override in OverridesParser.create().parse_overrides(values):
+                OmegaConf.update(composed, override.key_or_group, override.value())
+        except OmegaConfBaseException:
+            composed = _composed(tuple(overrides))  # raises again, in Hydra's words
     return resolve(composed)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("train", overrides=list(overrides), return_hydra_config=True)
+    own: DictConfig = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    own.network = composed.hydra.runtime.choices.model
+    OmegaConf.set_struct(own, True)
+    return own
 
 
 def resolve(composed: DictConfig) -> DictConfig:
@@ -96,8 +120,9 @@ def _steps(epochs: int, *, _root_: DictConfig) -> int:
     return epochs * steps_per_epoch(_root_)
 
 
-# What config files may say: ${steps:EPOCHS}, the number of steps in some epochs, and ${tempdir:}.
+# What configs may say: ${steps:EPOCHS}, the number of steps in some epochs; ${ratio:A,B}, A/B; and ${tempdir:}.
 OmegaConf.register_new_resolver("steps", _steps, replace=True)
+OmegaConf.register_new_resolver("ratio", lambda a, b: a / b, replace=True)
 OmegaConf.register_new_resolver("tempdir", tempfile.gettempdir, replace=True)
 
 
@@ -130,6 +155,7 @@ _TEXT: Rule = (lambda value: isinstance(value, str) and value != "", "a text")
 
 RULES: dict[str, Rule] = {
     "seed": _number(0, integer=True),
+    "max_seeds": _optional(_number(1, integer=True)),
     "device": _TEXT,
     "autocast": _one_of(None, "bfloat16", "float16"),
     "channels_last": _FLAG,
@@ -142,6 +168,8 @@ RULES: dict[str, Rule] = {
     "paths.runs": _TEXT,
     "wandb.mode": _one_of("online", "offline", "disabled"),
     "wandb.project": _TEXT,
+    "wandb.group": _optional(_TEXT),
+    "wandb.job_type": _optional(_TEXT),
     "dataset.root": _TEXT,
     "dataset.source": _one_of("auto", "parquet", "torchvision", "digits"),
     "dataset.num_classes": _number(2, integer=True),
@@ -201,6 +229,10 @@ def check(cfg: DictConfig) -> None:
     if scheme.name == "gnr" and scheme.gamma_ratio == "auto":
         raise InputError("scheme.gamma_ratio=auto would make GNR into SAM: give a number.")
 
+    if cfg.datasets is not None and data.name not in cfg.datasets:
+        raise NotAtThisScale(
+            f"scale={cfg.scale} has no {data.name}, only {', '.join(cfg.datasets)}: take one of them or another scale."
+        )
     if not len(data.mean) == len(data.std) == data.channels:
         raise InputError(
             f"dataset.channels={data.channels}, but dataset.mean and dataset.std have {len(data.mean)} and "

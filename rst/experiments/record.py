@@ -5,6 +5,7 @@ results/runs/<id>/
     environment.json   versions, commit, device, digest of the data
     metrics.jsonl      append-only, one object an epoch
     checkpoint.pt      where to continue
+    failure.txt        why the last attempt of a sweep failed; gone when the run starts again
     summary.json       written last, by rename: its presence means done
 """
 
@@ -27,6 +28,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from rst.experiments.config import InputError, gamma_ratio, schedule_of, total_steps
 from rst.schedules import constant
+
+STATUSES = ("done", "half done", "running", "failed", "missing")
+"""What `Record.status` may say: "half done" has a checkpoint to go on from, "running" is some process's own right now,
+and the last attempt at "failed" ended in an error."""
+
+SUMMARY_KEYS = (
+    "test_error",
+    "best_test_error",
+    "train_seconds",
+    "total_steps",
+    "sharp_steps",
+    "propagations",
+    "extra_propagations_expected",
+    "extra_propagations_realised",
+    "images_per_second",
+    "peak_memory_bytes",
+    "epochs",
+    "seed",
+)
+"""Every summary has these; a data set or a split may add others."""
 
 ADDED_LATER: dict[str, Any] = {}
 """Keys of `identity` that older records lack, with the default that those had: left out of the hash where equal to
@@ -87,6 +108,10 @@ def _canonical(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+class Locked(InputError):
+    """Another process trains the run."""
+
+
 class Record:
     """The folder of one run."""
 
@@ -95,6 +120,8 @@ class Record:
         self.checkpoint = folder / "checkpoint.pt"
         self._metrics = folder / "metrics.jsonl"
         self._summary = folder / "summary.json"
+        self._failure = folder / "failure.txt"
+        self._lock = folder / ".lock"
 
     @property
     def id(self) -> str:
@@ -108,8 +135,34 @@ class Record:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The results of a run that is done."""
-        return json.loads(self._summary.read_text())
+        """The results of a run that is done; an `InputError` where an older version wrote them."""
+        summary: dict[str, Any] = json.loads(self._summary.read_text())
+        for key in SUMMARY_KEYS:
+            if key not in summary:
+                raise InputError(
+                    f"{self._summary} is of an older version, without {key}: delete the folder to train the run again."
+                )
+        return summary
+
+    @property
+    def status(self) -> str:
+        """One of `STATUSES`; nothing is made or changed by asking."""
+        if self.done:
+            return "done"
+        if self._locked():
+            return "running"
+        if self._failure.exists():
+            return "failed"
+        return "half done" if self.checkpoint.exists() else "missing"
+
+    def _locked(self) -> bool:
+        if self._lock.exists():
+            try:
+                with FileLock(self._lock, timeout=0):
+                    pass
+            except Timeout:
+                return True
+        return False
 
     @property
     def config(self) -> DictConfig:
@@ -117,19 +170,35 @@ class Record:
         return OmegaConf.load(self.folder / "config.yaml")  # type: ignore[return-value]
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What the run ran on, at its latest start: see `environment`."""
+        read: dict[str, Any] = json.loads((self.folder / "environment.json").read_text())
+        return read
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary an epoch."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """One dictionary an epoch; of a line that is being written, nothing yet."""
+        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def propagations(self) -> float:
+        """Work so far, in passes, as of the latest epoch that is recorded."""
+        metrics = self.metrics
+        return metrics[-1]["propagations"] if metrics else 0.0
 
     @contextmanager
     def training(self, cfg: DictConfig) -> Iterator[None]:
-        """The record open for one process alone, its folder and config made where they are missing."""
-        lock = FileLock(self.folder / ".lock", timeout=0)
+        """The record open for one process alone, its folder and config made where they are missing.
+
+        Raises `Locked` where another process has it open.
+        """
+        lock = FileLock(self._lock, timeout=0.2)  # which outlasts another's look at the status
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise InputError(f"run {self.id} is being trained by another process.") from error
+            raise Locked(f"run {self.id} is being trained by another process.") from error
         except OSError as error:
             raise InputError(
                 f"paths.runs={self.folder.parent} cannot be written ({error.strerror}): write paths.runs=<folder>."
@@ -138,6 +207,7 @@ class Record:
             config = self.folder / "config.yaml"
             if not config.exists():
                 write_atomically(config, OmegaConf.to_yaml(cfg))
+            self._failure.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -157,6 +227,11 @@ class Record:
         """Drop the metrics of epochs that a resumed run will train again."""
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         write_atomically(self._metrics, "".join(lines[:epochs]))
+
+    def fail(self, message: str) -> None:
+        """Keep why the run failed, until it starts again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._failure, message + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the results; from then on the run is done."""

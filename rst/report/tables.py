@@ -1,124 +1,234 @@
-"""Tables of results: runs of a table file, averaged over their seeds."""
+"""Tables of results for people: Markdown and LaTeX, with the long form and the runs as CSV beside them."""
 
-from collections.abc import Sequence
+import io
+import operator
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from rst.experiments.config import total_steps
+from rst.experiments.record import write_atomically
 from rst.experiments.sweep import Cell, Table
+from rst.report.results import folder_of, results, runs, stands_in
 
-RESULTS = [
-    "test_error",
-    "best_test_error",
-    "extra_propagations_expected",
-    "extra_propagations_realised",
-    "propagations",
-    "sharp_steps",
-    "total_steps",
-    "train_seconds",
-    "images_per_second",
-    "peak_memory_bytes",
-]
+WHERE = ("Network", "Data set", "Error")
+
+MEANINGS = {
+    "Test error [%]": "Test error: mean ± standard deviation over seeds, after the last epoch.",
+    "Ours [%]": "Ours: mean ± standard deviation over seeds of the test error after the last epoch.",
+    "Paper [%]": "Paper: as printed (`results/paper/<paper>.csv`), empty where its text has no number.",
+    "Difference": "Difference: ours less the paper's.",
+    "≤ 2 SE": "≤ 2 SE: whether that is at most twice its standard error, the paper's n being 5 (ImageNet: 3).",
+    "Δη expected": "Δη: extra passes a step.",
+    "Δη by steps": "Δη: extra passes a step, as the mean of p(t) over the steps and as the closed form.",
+    "γ_rst / ρ": "γ_rst / ρ = p c: the regularisation in units of ρ.",
+    "Time / SGD": "Time / SGD: training time over that without sharp steps.",
+    "Paper time": "Paper time: its minutes over those without sharp steps.",
+    "Extra time / SAM": "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's.",
+}
+"""What the caption says of a column."""
+
+NOT_OF_THE_RUN = ("paths.", "wandb.", "dataset.root", "evaluate", "seed", "max_seeds", "datasets", "asam_rho")
+"""Keys of a config that ``records.csv`` leaves out."""
+
+LATEX = str.maketrans(
+    {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "≤": r"$\leq$", "†": r"$\dagger$"}
+    | {"γ": r"$\gamma$", "η": r"$\eta$", "θ": r"$\theta$", "π": r"$\pi$", "ρ": r"$\rho$", "Δ": r"$\Delta$"}
+)
 
 
-def records(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One line a finished run: its id, its row in the table, what it was asked, what came out."""
-    lines = []
-    for cell in cells:
-        if cell.record.done:
-            summary = cell.record.summary
-            line: dict[str, Any] = {"id": cell.record.id, "row": cell.row, "seed": cell.cfg.seed}
-            lines.append(line | {key: summary[key] for key in RESULTS})
-    return pd.DataFrame(lines, columns=["id", "row", "seed", *RESULTS])
+def write(table: Table) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; the files."""
+    folder, frame = folder_of(table), results(table)
+    shown = _readable(frame)
+    contents = {
+        folder / "tables" / f"{table.name}.md": _markdown(table, shown),
+        folder / "tables" / f"{table.name}.csv": frame.to_csv(index=False),
+        folder / "tables" / f"{table.name}.tex": _latex(table, shown),
+    }
+    if table.jobs:
+        contents[folder / "records.csv"] = _merged_records(table, folder / "records.csv")
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        write_atomically(file, content)
+    return list(contents)
 
 
-def over_seeds(table: Table) -> pd.DataFrame:
-    """Mean and standard deviation (n - 1) over the seeds of each row, with n; rows in the table's own order.
-
-    ``relative_time`` is a row's mean training time over that of its first row.
-    """
-    runs = records(table.cells).groupby("row")
-    means = pd.DataFrame(
-        {
-            "n": runs.size(),
-            "test_error_mean": runs["test_error"].mean(),
-            "test_error_std": runs["test_error"].std(),
-            "extra_propagations_expected": runs["extra_propagations_expected"].mean(),
-            "extra_propagations_realised": runs["extra_propagations_realised"].mean(),
-            "train_seconds_mean": runs["train_seconds"].mean(),
-        }
-    ).reindex(table.rows)
-    means["n"] = means["n"].fillna(0).astype(int)
-    means["relative_time"] = means["train_seconds_mean"] / means["train_seconds_mean"].iloc[0]
-    return means
+# ------------------------------------------------------------------------------------------------------ rows, columns
 
 
 def readable(table: Table) -> pd.DataFrame:
-    """`over_seeds` as a person reads it; a row that lacks runs says so."""
-    means, wanted = over_seeds(table), len(table.seeds)
+    """`results` as a person reads them, as texts: a line a network, data set and scheme; empty columns are left out."""
+    return _readable(results(table))
 
-    def error(row: pd.Series) -> str:
-        n = int(row["n"])
-        if n == 0:
-            return f"n = 0/{wanted}"
-        spread = f" ± {row['test_error_std']:.2f}" if n > 1 else ""
-        return f"{row['test_error_mean']:.2f}{spread} (n = {n}{'' if n == wanted else f'/{wanted}'})"
 
-    columns = {
-        "Scheme": means.index,
-        "Test error [%]": means.apply(error, axis=1).to_numpy(),
-        "Δη expected": _formatted(means["extra_propagations_expected"], "{:.2f}"),
-        "Δη realised": _formatted(means["extra_propagations_realised"], "{:.3f}"),
-        f"Time / {table.rows[0]}": _formatted(means["relative_time"], "{:.2f}"),
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.sort_values(["block", "column", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+    errors = frame["metric"].map({"test_error": "top-1", "top5_error": "top-5"})
+    where = dict(zip(WHERE, (frame["block"], frame["column"], errors), strict=True))
+    where = {header: labels for header, labels in where.items() if labels.nunique() > 1}
+    if not frame["wanted"].any():
+        what = _formulas(frame)
+    elif not frame["metric"].any():
+        what = {"n": _counts(frame)} | _costs(frame)
+        what["Extra time / SAM"] = _text(frame["relative_extra_time"], "{:.2f}")
+    else:
+        what = _errors(frame) | _costs(frame)
+    shown = pd.DataFrame(where | {"Scheme": _schemes(frame)} | what).reset_index(drop=True)
+    return shown.loc[:, (shown != "").any()]
+
+
+def _schemes(frame: pd.DataFrame) -> pd.Series:
+    """Rows' labels, with the group where it takes that to tell them apart."""
+    alike = frame.duplicated(["block", "column", "metric", "row"], keep=False) & (frame["group"] != "")
+    return frame["row"] + (" (" + frame["group"] + ")").where(alike, "") + frame["ours"].map({True: " †", False: ""})
+
+
+def _errors(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    header = "Ours [%]" if frame["paper_mean"].notna().any() else "Test error [%]"
+    ours = _text(frame["mean"], "{:.2f}") + _text(frame["std"], " ± {:.2f}") + " (n = " + _counts(frame) + ")"
+    return {
+        header: ours.where(frame["n"] > 0, ours.str.strip(" ()")),
+        "Paper [%]": _text(frame["paper_mean"], "{:.2f}") + _text(frame["paper_std"], " ± {:.2f}"),
+        "Difference": _text(frame["difference"].round(2) + 0.0, "{:+.2f}"),  # + 0.0 makes +0.00 of -0.00
+        "≤ 2 SE": frame["within"].map({True: "yes", False: "no"}).fillna(""),
     }
-    return pd.DataFrame(columns)
 
 
-def markdown(table: Table) -> str:
-    """The table with its title, and under it what its numbers are of."""
-    columns = readable(table)
-    align = ("left", *["right"] * (columns.shape[1] - 1))
-    rows = columns.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return f"# {table.title}\n\n{rows}\n\n{caption(table)}\n"
+def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    return {
+        "Δη expected": _text(frame["extra_propagations_expected"], "{:.2f}"),
+        "Δη realised": _text(frame["extra_propagations_realised"], "{:.3f}"),
+        "Time / SGD": _text(frame["relative_time"], "{:.2f}"),
+        "Paper time": _text(frame["paper_relative_time"], "{:.2f}"),
+    }
+
+
+def _formulas(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    exact, closed = frame["extra_propagations_expected"], frame["extra_propagations_closed_form"]
+    costs = {
+        "Δη by steps": _text(exact, "{:.6f}"),
+        "Δη by Table 2": _text(closed, "{:.6f}"),
+        "Deviation": _text((exact - closed).round(12) + 0.0, "{:+.1e}").replace("+0.0e+00", "0"),
+    }
+    if (frame["c"].dropna() == 1).all():
+        return costs
+    return costs | {"c = γ / ρ": _text(frame["c"], "{:g}"), "γ_rst / ρ": _text(frame["gamma_rst"], "{:g}")}
+
+
+def _counts(frame: pd.DataFrame) -> pd.Series:
+    """Runs that are done, and of how many where some are not."""
+    wanted = ("/" + frame["wanted"].astype(str)).where(frame["n"] != frame["wanted"], "")
+    return frame["n"].astype(str) + wanted
+
+
+def _text(values: pd.Series, form: str) -> pd.Series:
+    return pd.Series(["" if pd.isna(value) else form.format(value) for value in values], values.index, dtype=str)
+
+
+# ------------------------------------------------------------------------------------------------------- the caption
 
 
 def caption(table: Table) -> str:
-    """On what data and network, at which scale, the numbers were obtained."""
-    cfg = table.cells[0].cfg
-    images = "digits" if cfg.dataset.source == "digits" else cfg.dataset.name
-    noise = f", {cfg.dataset.label_noise:.0%} of their labels wrong" if cfg.dataset.label_noise else ""
-    scale = f"`{cfg.scale}`" + (" (nothing shrunk)" if cfg.scale == "paper" else "")
-    return (
-        f"Network `{cfg.network}`, data set `{cfg.dataset.name}` (images: {images}; {cfg.dataset.train_images:,} for "
-        f"training{noise}; {cfg.dataset.test_images:,} for testing), {cfg.recipe.epochs} epochs, scale {scale}. "
-        "Mean ± standard deviation over seeds of the test error after the last epoch. Δη: extra passes a step."
+    """What the numbers are of: networks, images, epochs, scale and seeds; and what each column is."""
+    return _caption(table, readable(table))
+
+
+def _caption(table: Table, shown: pd.DataFrame) -> str:
+    cells, scale = table.cells, table.cells[0].cfg.scale
+    if table.jobs:
+        sentences = [
+            f"Network: {', '.join(_values(cells, lambda cell: f'`{cell.cfg.network}`'))}; "
+            f"data: {', '.join(_values(cells, lambda cell: f'`{cell.cfg.dataset.name}`'))} ({_said(cells, _images)}); "
+            f"epochs: {_said(cells, lambda cell: f'{cell.cfg.recipe.epochs:,}')}; "
+            f"scale: `{scale}`; seeds: {_said(cells, lambda cell: str(len(cell.jobs)))}."
+        ]
+        if scale != "paper" or any(map(stands_in, cells)):
+            sentences += [
+                "Images, networks and epochs are not the paper's, so that its numbers are no target for these."
+            ]
+    else:
+        sentences = [f"T = {_said(cells, lambda cell: f'{total_steps(cell.cfg):,}')} steps; scale: `{scale}`."]
+    sentences += [text.replace("<paper>", table.paper) for header, text in MEANINGS.items() if header in shown]
+    sentences += ["† not in the paper."] * any(cell.ours for cell in cells)
+    return " ".join(sentences)
+
+
+def _images(cell: Cell) -> str:
+    data = cell.cfg.dataset
+    kind = "digits standing in" if stands_in(cell) else "real images"
+    noise = f" with {data.label_noise:.0%} of their labels wrong" if data.label_noise else ""
+    return f"{kind}, {data.train_images - data.validation:,} for training{noise}, {data.test_images:,} for testing"
+
+
+def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:
+    return list(dict.fromkeys(map(fact, cells)))
+
+
+def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
+    """A fact that holds for all cells, or each of its values with the networks, data sets or rows that have it."""
+    values = _values(cells, fact)
+    for label in map(operator.attrgetter, ("block", "column", "group", "row")):
+        owners = [_values([cell for cell in cells if fact(cell) == value], label) for value in values]
+        if len(values) > 1 and sum(map(len, owners)) == len(set().union(*owners)):
+            return ", ".join(f"{value} ({', '.join(names)})" for value, names in zip(values, owners, strict=True))
+    return ", ".join(values)
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+
+def _markdown(table: Table, shown: pd.DataFrame) -> str:
+    lines = _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
+    text = textwrap.fill(_caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
+    return f"# {table.title}\n\n{lines}\n\n{text}\n"
+
+
+def _latex(table: Table, shown: pd.DataFrame) -> str:
+    """A ``longtable``, which may go over several pages, and the caption as a paragraph under it."""
+    cells = _sparse(shown).apply(lambda texts: texts.str.translate(LATEX).str.replace(r"^-(?=\d)", "$-$", regex=True))
+    cells.columns = [r"\shortstack{" + header.translate(LATEX).replace(" ", r"\\{}", 1) + "}" for header in shown]
+    lines = cells.style.hide(axis="index").to_latex(
+        environment="longtable",
+        hrules=True,
+        column_format="".join(side[0] for side in _sides(shown)),
+        caption=table.title.translate(LATEX),
+        label=f"tab:{table.name}",
     )
+    text = re.sub("`(.+?)`", r"\\texttt{\1}", _caption(table, shown).translate(LATEX))
+    packages = r"% In the preamble: \usepackage{booktabs,longtable}"
+    return packages + "\n{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n" + lines + "\\noindent " + text + "\\par}\n"
 
 
-def write(table: Table, folder: Path) -> list[Path]:
-    """Write the table as Markdown and CSV, and its runs into ``records.csv``; the files."""
-    tables = folder / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    files = [tables / f"{table.name}.md", tables / f"{table.name}.csv", folder / "records.csv"]
-    files[0].write_text(markdown(table))
-    over_seeds(table).to_csv(files[1])
-    _merged_records(table, files[2]).to_csv(files[2], index=False)
-    return files
+def _sparse(shown: pd.DataFrame) -> pd.DataFrame:
+    """Network and data set named where they begin."""
+    where = shown[[header for header in WHERE if header in shown]]
+    return shown.assign(**where.mask(where.eq(where.shift()).astype(int).cummin(axis=1).astype(bool), ""))
 
 
-def _merged_records(table: Table, file: Path) -> pd.DataFrame:
-    """The records of this table's runs, and those of other runs that the file holds."""
-    configs = [OmegaConf.to_container(cell.cfg) for cell in table.cells if cell.record.done]
-    flat = pd.json_normalize(configs)
-    flat = flat[[key for key in flat if not key.startswith(("paths.", "wandb.", "dataset.root", "evaluate", "seed"))]]
-    own = records(table.cells).drop(columns="row").join(flat)
-    if not file.exists():
-        return own
-    others = pd.read_csv(file)
-    return pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id", kind="stable")
+def _sides(shown: pd.DataFrame) -> list[str]:
+    return ["left" if header in (*WHERE, "Scheme") else "right" for header in shown]
 
 
-def _formatted(values: pd.Series, form: str) -> list[str]:
-    return ["" if pd.isna(value) else form.format(value) for value in values]
+def _merged_records(table: Table, file: Path) -> str:
+    """The records of this table's runs, and those of other runs that the file holds, by id; as CSV."""
+    done = [job for job in table.jobs if job.record.done]
+    came_out = runs(done).astype(object)
+    asked = pd.DataFrame([_flat(job.record.config) for job in done], dtype=object)
+    # As texts: a line depends on its run alone, not on what other runs have in its columns.
+    own = pd.read_csv(io.StringIO(came_out.join(asked).to_csv(index=False)), dtype=str, keep_default_na=False)
+    others = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else own[:0]
+    merged = pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id")
+    return merged[[*came_out, *sorted(set(merged) - set(came_out))]].to_csv(index=False)
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    flat = pd.json_normalize(OmegaConf.to_container(config)).iloc[0]
+    return {key: value for key, value in flat.items() if not key.startswith(NOT_OF_THE_RUN)}

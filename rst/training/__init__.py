@@ -1,7 +1,7 @@
-"""Training: the loop, its checkpoint, its evaluation; one run or a table of them."""
+"""Training: the loop, its checkpoint, its evaluation; one run or many."""
 
 from rst.training.loop import Interrupted, train
-from rst.training.runner import run_table
+from rst.training.runner import run
 from rst.training.score import score
 
-__all__ = ["Interrupted", "run_table", "score", "train"]
+__all__ = ["Interrupted", "run", "score", "train"]
