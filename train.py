@@ -8,6 +8,7 @@ scores a saved network.
 import os
 import signal
 import sys
+import warnings
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,23 +19,40 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rst.experiments.config import InputError, one_sentence, resolve
 
+FIRST = os.environ.get("RANK", "0") == "0"
+FIRST_OF_HOST = os.environ.get("LOCAL_RANK", "0") == "0"
+"""Of the ranks that torchrun starts, one says what comes out, and one of a host what is wrong with its command."""
+
 failures: list[str] = []
+warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
     """One run; where it fails, the sentence is kept and the next run of a sweep begins."""
     try:
-        print(result(composed))
+        cfg = resolve(composed)
     except InputError as error:
-        hydra_config = HydraConfig.get()
-        sweep = hydra_config.mode == RunMode.MULTIRUN
-        failures.append(" ".join([*hydra_config.overrides.task, "->"] * sweep + [str(error)]))
+        fail(error, FIRST_OF_HOST)
+        return
+    try:
+        said = result(cfg)
+        if FIRST:
+            print(said)
+    except InputError as error:
+        fail(error, not error.repeated)
 
 
-def result(composed: DictConfig) -> str:
+def fail(error: InputError, speaks: bool) -> None:
+    """Keep the sentence of a run that fails, empty where another rank says it."""
+    hydra_config = HydraConfig.get()
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    sentence = " ".join([*hydra_config.overrides.task, "->"] * sweep + [str(error)])
+    failures.append(sentence if speaks else "")
+
+
+def result(cfg: DictConfig) -> str:
     """Do what the config asks for; the line that says what came out and where it is."""
-    cfg = resolve(composed)
     from rst.training import Interrupted, score, train  # only now: bad input is answered before libraries load
 
     if cfg.evaluate is not None:
@@ -44,8 +62,11 @@ def result(composed: DictConfig) -> str:
     try:
         record = train(cfg)
     except Interrupted as stop:
-        print(f"train.py: {stop}", file=sys.stderr)
+        if FIRST:
+            print(f"train.py: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+    if not FIRST:
+        return ""
     summary = record.summary
     return (
         f"{record.id}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs and "
@@ -59,10 +80,10 @@ if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        failures.append(one_sentence(error))
+        failures.append(one_sentence(error) if FIRST_OF_HOST else "")
     except KeyboardInterrupt:
         print("train.py: stopped before the first step, with nothing lost.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    for failure in failures:
+    for failure in filter(None, failures):
         print(f"train.py: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -5,7 +5,7 @@ import sys
 
 from rst.experiments.config import InputError
 from rst.experiments.estimate import plan, unique
-from rst.experiments.sweep import load_tables
+from rst.experiments.sweep import Table, load_tables
 from rst.training import Interrupted, run
 
 
@@ -17,7 +17,12 @@ def main() -> int:
     parser.add_argument("words", nargs="+", metavar="NAME", help="a file of configs/tables, or: tables, figures")
     parser.add_argument("--workers", type=int, help="runs at a time (default: GPUs, or cores where there is no GPU)")
     parser.add_argument("--dry-run", action="store_true", help="train nothing: list the runs and what they will cost")
+    parser.add_argument(
+        "--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (docs/clusters.md)"
+    )
     arguments = parser.parse_intermixed_args()
+    if arguments.launcher == "slurm" and arguments.workers is not None:
+        parser.error("--workers is of the local launcher: write slurm.array_parallelism=N.")
     if arguments.workers is not None and arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: write a number from 1.")
     overrides = [word for word in arguments.words if "=" in word]
@@ -26,12 +31,14 @@ def main() -> int:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
     try:
         tables = list(load_tables(names, overrides))
+        if arguments.dry_run:
+            print(plan(tables))
+            return 0
+        if arguments.launcher == "slurm":
+            return queue(tables)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
-    if arguments.dry_run:
-        print(plan(tables))
-        return 0
     try:
         failures = run(unique(tables), arguments.workers)
     except Interrupted as stop:
@@ -41,6 +48,16 @@ def main() -> int:
         print(f"sweep.py: {failure}", file=sys.stderr)
     print(f"{', '.join(names)}: records in {tables[0].cells[0].cfg.paths.runs}")
     return 1 if failures else 0
+
+
+def queue(tables: list[Table]) -> int:
+    """Have Slurm train what is missing."""
+    from rst.training import slurm  # only here: submitit is slow to load
+
+    queued = slurm.submit(unique(tables))
+    where = tables[0].cells[0].cfg.paths.runs
+    print(f"{len(queued)} runs queued; squeue --me shows them, and report.py what is done. Records: {where}")
+    return 0
 
 
 if __name__ == "__main__":

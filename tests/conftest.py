@@ -4,11 +4,16 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from omegaconf import DictConfig
 
 from rst.experiments.config import load_config
@@ -57,3 +62,41 @@ def train_py(overrides: list[str], output: Path) -> None:
         os.dup2(file.fileno(), 2)
     sys.argv = ["train.py", *overrides]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+@contextmanager
+def ranks(function: Callable[..., Any], *arguments_of_ranks: tuple) -> Iterator[list[Connection]]:
+    """Processes as ``torchrun`` starts them, a rank for each tuple of arguments; of each, what it returns or raises."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    environment |= {"WORLD_SIZE": len(arguments_of_ranks), "LOCAL_WORLD_SIZE": len(arguments_of_ranks)}
+    processes, answers = [], []
+    for rank, arguments in enumerate(arguments_of_ranks):
+        answer, end = PROCESSES.Pipe(duplex=False)
+        own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RESTART_COUNT": 0}
+        process = PROCESSES.Process(target=_rank, args=(end, environment | own, function, arguments), daemon=True)
+        process.start()
+        end.close()
+        processes.append(process)
+        answers.append(answer)
+    try:
+        yield answers
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _rank(answer: Connection, environment: dict[str, Any], function: Callable[..., Any], arguments: tuple) -> None:
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    torch.set_num_threads(1)
+    try:
+        answer.send(function(*arguments))
+    except Exception as error:
+        answer.send(error)
+
+
+def on_ranks(function: Callable[..., Any], *arguments_of_ranks: tuple) -> list[Any]:
+    """What each of the `ranks` returned or raised."""
+    with ranks(function, *arguments_of_ranks) as answers:
+        return [answer.recv() for answer in answers]

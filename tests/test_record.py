@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import rst
 from rst.data import load
-from rst.experiments.config import InputError, load_config, schedule_of
+from rst.experiments.config import CONFIGS, InputError, load_config, schedule_of
 from rst.experiments.record import ADDED_LATER, Record, open_record, run_id, write_atomically
 from rst.training import checkpoint, loop, train
 
@@ -55,9 +55,10 @@ def other(value: Any) -> Any:
 
 
 NOT_IN_THE_ID = {
-    *("scheme.name", "device", "channels_last", "compile", "deterministic", "scale"),
+    *("scheme.name", "device", "devices", "channels_last", "compile", "deterministic", "scale"),
     *("evaluate", "evaluate_every", "dataset.root", "dataset.source", "paths.data", "paths.cache", "paths.runs"),
     *("wandb.mode", "wandb.project", "wandb.group", "wandb.job_type", "max_seeds", "datasets"),
+    *(f"slurm.{key}" for key in OmegaConf.load(CONFIGS / "train.yaml").slurm),
     "recipe.rho",  # which counts as variant.rho
 }
 
@@ -260,9 +261,10 @@ def test_an_epoch_that_was_not_evaluated_has_no_test_error(config):
 
 @pytest.fixture
 def unfinished(config: Callable[..., DictConfig]) -> Record:
-    """A run with a checkpoint whose summary is still to be written."""
+    """A run with one checkpoint, whose summary is still to be written."""
     record = train(config(), show_progress=False)
     (record.folder / "summary.json").unlink()
+    (record.folder / "checkpoint.previous.pt").unlink()
     return record
 
 

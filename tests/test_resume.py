@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from torch.utils._pytree import tree_flatten
 
 from rst.experiments.record import Record, open_record
-from rst.training import Interrupted, checkpoint, loop, train
+from rst.training import Interrupted, checkpoint, loop, progress, train
 
-MEASURED = ("train_seconds", "seconds", "images_per_second", "peak_memory_bytes")
+MEASURED = ("train_seconds", "checkpoint_seconds", "seconds", "images_per_second", "peak_memory_bytes")
 """What may differ: times and memory."""
 
 
@@ -120,12 +120,22 @@ def test_the_run_goes_on_in_the_same_process_with_the_exception_still_at_hand(co
 
 
 def test_the_handlers_of_the_process_are_put_back(config):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
     in_sessions(config(), 4)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_second_signal_stops_at_once_and_the_run_still_resumes(config, undisturbed):
+def test_signals_that_come_together_are_one_request(config, undisturbed):
+    """As from Ctrl-C, which the terminal sends to all processes and a launcher passes on."""
+    with a_signal(signal.SIGINT, "step", 4), a_signal(signal.SIGTERM, "step", 4), pytest.raises(Interrupted) as stopped:
+        train(config(), show_progress=False)
+    assert stopped.value.signal_number == signal.SIGINT  # which comes first
+    assert_same_outcome(train(config(), show_progress=False), undisturbed())
+
+
+def test_a_second_signal_stops_at_once_and_the_run_still_resumes(config, undisturbed, monkeypatch):
+    monkeypatch.setattr(progress, "SAME_REQUEST", 0.0)
     with (
         a_signal(signal.SIGINT, "step", 4),
         a_signal(signal.SIGINT, "step", 4),
@@ -148,7 +158,7 @@ def test_a_line_of_metrics_that_was_cut_off_is_written_again(config, undisturbed
 LONG = ("recipe.epochs=15",)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL])
 def test_a_process_that_gets_a_signal_at_any_moment_leaves_a_run_that_resumes(
     overrides, config, command, undisturbed, number
 ):
@@ -178,14 +188,3 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(overrides, config, 
     assert process.exitcode == 0
     assert output.read_text().startswith(f"{record.id}: test error {record.summary['test_error']:.2f} %")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in record.folder.iterdir()} == before
-
-
-def test_a_run_that_was_stopped_on_another_kind_of_device_goes_on_here(config):
-    cfg = config()
-    with pytest.raises(Interrupted), a_signal(signal.SIGINT, "step", 1):
-        train(cfg, show_progress=False)
-    file = open_record(cfg).checkpoint
-    state = checkpoint.load(file)
-    state["random"].append(("cuda:0", state["random"][0][1]))
-    checkpoint.save(file, state)
-    assert train(cfg, show_progress=False).done

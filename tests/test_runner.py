@@ -286,16 +286,19 @@ def test_to_ask_for_the_status_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("workers", "gpus"), [(None, [0, 1]), (5, [0, 1, 0, 1, 0])])
-def test_workers_share_the_gpus_out(
-    workers: int | None, gpus: list[int], trained: list[Job], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("devices", "workers", "gpus"),
+    [(1, None, ["0", "1", "2", "3"]), (1, 5, ["0", "1", "2", "3", "0"]), (2, None, ["0,1", "2,3"])],
+)
+def test_workers_share_the_gpus_out_as_many_to_each_as_a_run_has(
+    devices: int, workers: int | None, gpus: list[str], trained: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, pool = [], runner._pool
     monkeypatch.setattr(runner, "_pool", lambda threads, gpu: asked.append(gpu) or pool(threads, gpu))
-    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runner.torch.cuda, "device_count", lambda: 4)
     jobs = [Job(job.cfg.copy(), job.record) for job in trained]
     for job in jobs:
-        job.cfg.device = "auto"
+        job.cfg.device, job.cfg.devices = "auto", devices
     assert run(jobs, workers) == []
     assert asked == gpus
 

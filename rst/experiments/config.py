@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 class InputError(Exception):
     """Bad input: one sentence that says what is wrong, where, and what to write instead."""
+
+    repeated = False
+    """Whether another rank of the run has raised it already, and tells it."""
 
 
 class NotAtThisScale(InputError):
@@ -157,6 +161,7 @@ RULES: dict[str, Rule] = {
     "seed": _number(0, integer=True),
     "max_seeds": _optional(_number(1, integer=True)),
     "device": _TEXT,
+    "devices": _number(1, integer=True),
     "autocast": _one_of(None, "bfloat16", "float16"),
     "channels_last": _FLAG,
     "compile": _FLAG,
@@ -260,7 +265,28 @@ def check(cfg: DictConfig) -> None:
             "take another schedule, or scheme=sgd."
         )
     variant(cfg)
-    torch_device(cfg)
+    check_devices(cfg, torch_device(cfg))
+
+
+def check_devices(cfg: DictConfig, device: torch.device) -> None:
+    """Raise `InputError` where ``devices`` are not there, or do not get whole perturbations."""
+    size = cfg.recipe.perturbation_batch or cfg.recipe.batch_size
+    perturbations = cfg.recipe.batch_size // size
+    if perturbations % cfg.devices:
+        fitting = [str(n) for n in range(1, perturbations + 1) if perturbations % n == 0]
+        raise InputError(
+            f"devices={cfg.devices} do not divide the {perturbations} perturbations of a step, recipe.batch_size="
+            f"{cfg.recipe.batch_size} / recipe.perturbation_batch={size}: take devices={' or '.join(fitting)}, or a "
+            "smaller recipe.perturbation_batch."
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", cfg.devices))
+    if cfg.devices > 1 and device.type == "cuda" and (device.index is not None or torch.cuda.device_count() < here):
+        raise InputError(
+            f"device={cfg.device} is not {here} devices, of which there are {torch.cuda.device_count()} here: "
+            "take fewer devices, and leave device out."
+        )
+    if cfg.devices > 1 and device.type not in ("cpu", "cuda"):
+        raise InputError(f"devices={cfg.devices} of kind {device.type} cannot work together: take device=cpu.")
 
 
 def torch_device(cfg: DictConfig) -> torch.device:

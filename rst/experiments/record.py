@@ -4,7 +4,7 @@ results/runs/<id>/
     config.yaml        resolved
     environment.json   versions, commit, device, digest of the data
     metrics.jsonl      append-only, one object an epoch
-    checkpoint.pt      where to continue
+    checkpoint.pt      where to continue; checkpoint.previous.pt is the one before, for where this is damaged
     failure.txt        why the last attempt of a sweep failed; gone when the run starts again
     summary.json       written last, by rename: its presence means done
 """
@@ -254,6 +254,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last, also after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def environment(device: torch.device, data_digest: str) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from rst.data import (
     open_imagenet,
     with_label_noise,
 )
+from rst.data.imagenet import available_cores
 from rst.experiments.config import InputError, bad_input
+from rst.training.distributed import ALONE, World
 
 EVALUATION_BATCH = 500
 
@@ -32,8 +34,9 @@ class RunData:
     Small data sets are in memory, ImageNet is in files; the batches of either look the same.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
+    def __init__(self, cfg: DictConfig, device: torch.device, world: World = ALONE) -> None:
+        self.cfg, self.device, self.world = cfg, device, world
+        self.workers = max(1, available_cores() // world.local_size)
         data = cfg.dataset
         self.source = _open(cfg)
         train, test = self.source.train, self.source.test
@@ -50,7 +53,7 @@ class RunData:
         self.train = replace(train, labels=labels)
 
     def loader(self) -> Loader | FileLoader:
-        """Augmented training batches."""
+        """Augmented training batches: of each, this rank's share."""
         data, train = self.cfg.dataset, self.train
         with bad_input():
             augmentation = Augmentation(**self.cfg.augmentation)
@@ -62,18 +65,30 @@ class RunData:
                 "transforms": augmentation.transforms(data.image_size, data.num_classes),
                 "seed": self.cfg.seed,
                 "device": self.device,
+                "rank": self.world.rank,
+                "world_size": self.world.size,
             }
             if isinstance(train, Files):
-                return FileLoader(train, image_size=data.image_size, **settings)
+                return FileLoader(train, image_size=data.image_size, workers=self.workers, **settings)
             return Loader(train.images, train.labels, crop_padding=augmentation.crop_padding, **settings)
 
     def batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of the test or validation split, in order."""
-        data, split = self.cfg.dataset, self.splits[name]
+        """All images of the test or validation split, in order; of several ranks, each has its share."""
+        data, split = self.cfg.dataset, self.splits[name][self.world.rank :: self.world.size]
         settings = (EVALUATION_BATCH, data.mean, data.std, self.device)
         if isinstance(split, Files):
-            return centre_crop_batches(split, *settings, image_size=data.image_size)
+            return centre_crop_batches(split, *settings, image_size=data.image_size, workers=self.workers)
         return evaluation_batches(split, *settings)
+
+
+def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; raises `InputError` at one that cannot be read."""
+    while True:
+        with bad_input():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _open(cfg: DictConfig) -> Dataset | ImageFolders:

@@ -7,20 +7,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rst.guards import evaluation_mode
+from rst.training.distributed import ALONE, World, averaged_buffers
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> dict[str, float]:
-    """Over all images: ``loss``, ``error`` (percent) and, from 100 classes on, ``top5_error`` (percent)."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, world: World = ALONE
+) -> dict[str, float]:
+    """Over all images: ``loss``, ``error`` (percent) and, from 100 classes on, ``top5_error`` (percent).
+
+    ``batches`` are this rank's share of the images, be it none; the scores are those of all, by the buffers averaged
+    over the ranks.
+    """
     k = 5 if num_classes >= 100 else 1
-    images, losses, ranks = 0, [], []
-    with evaluation_mode(model):
+    images, losses, guesses = 0, [], []
+    with evaluation_mode(model), averaged_buffers(model, world):
         for x, y in batches:
             logits = model(x).float()
             losses.append(F.cross_entropy(logits, y, reduction="sum").double())
             # Column i: how many labels were their image's i-th guess.
-            ranks.append((logits.topk(k).indices == y[:, None]).sum(0))
+            guesses.append((logits.topk(k).indices == y[:, None]).sum(0))
             images += len(y)
-    right = torch.stack(ranks).sum(0).cumsum(0).tolist()
-    scores = {"loss": float(torch.stack(losses).sum()) / images, "error": 100 * (1 - right[0] / images)}
-    return scores | ({"top5_error": 100 * (1 - right[4] / images)} if k == 5 else {})
+    loss = float(torch.stack(losses).sum()) if losses else 0.0
+    right = torch.stack(guesses).sum(0).cumsum(0).tolist() if guesses else [0] * k
+    total, loss, *right = world.sum(images, loss, *right)
+    scores = {"loss": loss / total, "error": 100 * (1 - right[0] / total)}
+    return scores | ({"top5_error": 100 * (1 - right[4] / total)} if k == 5 else {})

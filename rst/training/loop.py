@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 import rst
 from rst.experiments.config import (
@@ -21,45 +22,43 @@ from rst.experiments.config import (
     bad_input,
     gamma_ratio,
     schedule_of,
-    torch_device,
     total_steps,
     variant,
 )
 from rst.experiments.mirror import Mirror
 from rst.experiments.record import Record, open_record
-from rst.guards import kept_buffers, random_states, replayed_random_numbers, set_random_states
+from rst.guards import kept_buffers
 from rst.streams import stream
 from rst.training import checkpoint
-from rst.training.data import RunData
+from rst.training.agreement import Lookout, compare, digest, facts_of_a_run
+from rst.training.data import RunData, readable
 from rst.training.decay import l2
+from rst.training.distributed import World, averaged_buffers, is_rank, joined, launch
 from rst.training.evaluation import evaluate
 from rst.training.metrics import EpochSums
 from rst.training.microbatches import micro_batches
-from rst.training.progress import Progress, stop_requests
+from rst.training.progress import Interrupted, Progress, stop_requests
 
-SECONDS_BETWEEN_CHECKS = 2.0
-"""Between two looks at the loss, each of which waits for the device."""
-
-
-class Interrupted(Exception):
-    """A signal stopped the run between two steps; its checkpoint is written."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
+__all__ = ["Interrupted", "train"]
 
 
 def train(cfg: DictConfig, show_progress: bool = True) -> Record:
     """Train the run that ``cfg`` describes, from where its record stands, to its summary; a run that is done is kept.
 
-    Raises `InputError` for bad input and for a loss that is not finite, `Interrupted` on SIGINT and SIGTERM.
+    On ``devices`` > 1 it starts as many ranks; in a process that is a rank already it joins the others. The first
+    rank alone writes. Raises `InputError` for bad input, a loss that is not finite and ranks that differ or end,
+    `Interrupted` on SIGINT, SIGTERM, SIGUSR1 and SIGUSR2.
     """
     record = open_record(cfg)
-    if not record.done:
-        run = Run(cfg, record, show_progress)  # bad input shows here, before anything is written
-        with record.training(cfg):
-            if not record.done:
-                run.to_the_end()
+    if cfg.devices > 1 and not is_rank():
+        return record if record.done else launch(train, cfg.devices, cfg, show_progress)
+    with joined(cfg.devices) as world:
+        if not world.first(lambda: record.done):
+            run = Run(cfg, record, world, show_progress)  # bad input shows here, before anything is written
+            with ExitStack() as stack:
+                world.first(lambda: stack.enter_context(record.training(cfg)))
+                if not world.first(lambda: record.done):
+                    run.to_the_end()
     return record
 
 
@@ -85,26 +84,32 @@ def lr_decay(t: int, total_steps: int, warmup_steps: float) -> float:
 
 
 class Run:
-    """A run at some step: what the next one needs, and what a checkpoint keeps."""
+    """A run at some step, on this rank: what the next one needs, and what a checkpoint keeps."""
 
-    def __init__(self, cfg: DictConfig, record: Record, show_progress: bool) -> None:
-        self.cfg, self.record, self.show_progress = cfg, record, show_progress
-        self.device = torch_device(cfg)
+    def __init__(self, cfg: DictConfig, record: Record, world: World, show_progress: bool) -> None:
+        self.cfg, self.record, self.world = cfg.copy(), record, world
+        self.show_progress = show_progress and world.rank == 0
+        if world.rank > 0:
+            self.cfg.wandb.mode = "disabled"
+        self.device = world.device(cfg)
         if cfg.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
         torch.use_deterministic_algorithms(cfg.deterministic)
         torch.backends.cudnn.benchmark = not cfg.deterministic
 
-        self.data = RunData(cfg, self.device)
+        with world.host_first():
+            self.data = RunData(cfg, self.device, world)
         self.loader = self.data.loader()
         self.model = build_model(cfg, self.device)
-        self.forward = torch.compile(self.model) if cfg.compile else self.model
+        compare(world, lambda: facts_of_a_run(cfg, self.device, self.data, self.model))
+        parallel = world.parallel(self.model, self.device)
+        self.forward = torch.compile(parallel) if cfg.compile else parallel
         with bad_input("optimizer: "):
             self.optimizer = instantiate(cfg.optimizer, params=self.model.parameters())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.autocast == "float16")
         self.total_steps = total_steps(cfg)
         self.method = rst.RST(
-            self.model,
+            parallel,
             rho=cfg.variant.rho,
             schedule=schedule_of(cfg),
             gamma_ratio=gamma_ratio(cfg),
@@ -113,11 +118,13 @@ class Run:
             seed=cfg.seed,
             normalise_clean=cfg.scheme.normalise_clean,
         )
-        # The global generators are dropout's from here on.
-        torch.manual_seed(stream("dropout", cfg.seed).initial_seed())
+        compare(world, lambda: {"the gate": digest([self.method.gate])})
+        # The global generators are dropout's from here on. Without a device, `torch.manual_seed` is 15 times as slow.
+        self.seed_dropout = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
 
         self.step = 0
         self.seconds = 0.0  # of training: start-up, evaluation and checkpoints are not in it
+        self.checkpoint_seconds = 0.0  # but for those of the last one before each stop
         self.sharp_steps = 0
         self.forward_passes = 0.0
         self.backward_passes = 0.0
@@ -129,60 +136,60 @@ class Run:
 
     def to_the_end(self) -> None:
         """Train the epochs that are left, and write metrics, checkpoints and, last, the summary."""
-        if self.record.checkpoint.exists():
-            self._resume()
-        self.record.keep_epochs(self.step // len(self.loader))
-        self.record.write_environment(self.device, self.data.source.digest)
-        epochs, mirror = self.cfg.recipe.epochs, Mirror(self.cfg, self.record)
+        self._resume()
+        epochs, done = self.cfg.recipe.epochs, self.step // len(self.loader)
+        self.world.first(lambda: self.record.keep_epochs(done))
+        self.world.first(lambda: self.record.write_environment(self.device, self.data.source.digest))
+        mirror = Mirror(self.cfg, self.record)
         progress = Progress(self.total_steps, self.step, self.record.id, self.show_progress)
+        lookout = Lookout(self.world, self.step)
         saved, cost = time.monotonic(), 0.0
         try:
             self._warm_up()
-            with stop_requests() as stop_requested:
-                for epoch in range(self.step // len(self.loader), epochs):
-                    self._train_epoch(epoch, progress, stop_requested)
+            with stop_requests(lookout.requests.append):
+                for epoch in range(done, epochs):
+                    self._train_epoch(epoch, progress, lookout)
                     if self._evaluated(epoch):
                         self.scores = self._evaluate()
                         self._raise_if_diverged()
                         self.best_test_error = min(self.best_test_error, self.scores["test_error"])
                     metrics = self._metrics(epoch)
-                    self.record.append(metrics)
+                    self.world.first(partial(self.record.append, metrics))
                     mirror.log(metrics)
                     self.sums = EpochSums(self.device)
-                    number = stop_requested()
-                    if number is not None and epoch + 1 < epochs:
-                        self._stop(number)
                     # As often as keeps the cost of checkpoints below a hundredth of the time.
-                    if time.monotonic() - saved >= 100 * cost or epoch + 1 == epochs:
+                    due = time.monotonic() - saved >= 100 * cost
+                    signal_number, save = self.world.max(lookout.request, due)
+                    if signal_number and epoch + 1 < epochs:
+                        self._stop(int(signal_number))
+                    if save or epoch + 1 == epochs:
                         saved = time.monotonic()
                         self._save()
                         cost = time.monotonic() - saved
             summary = self._summary()
-            self.record.finish(summary)
+            self.world.first(lambda: self.record.finish(summary))
             mirror.finish(summary)
         finally:
             progress.close()
             mirror.close()
 
-    def _train_epoch(self, epoch: int, progress: Progress, stop_requested: Callable[[], int | None]) -> None:
-        first = self.step - epoch * len(self.loader)
-        begin, check = time.perf_counter(), time.monotonic() + SECONDS_BETWEEN_CHECKS
-        number = None
-        for images, labels in self.loader.epoch(epoch, first):
+    def _train_epoch(self, epoch: int, progress: Progress, lookout: Lookout) -> None:
+        first, begin = self.step - epoch * len(self.loader), time.perf_counter()
+        signal_number = 0
+        for images, labels in readable(self.loader.epoch(epoch, first)):
             self._train_step(images, labels)
             progress.step(lambda: self._figures(first, begin))
-            if time.monotonic() >= check:
+            if lookout.is_due(self.step):
+                signal_number = lookout.look(self.step)
                 self._raise_if_diverged()
-                check = time.monotonic() + SECONDS_BETWEEN_CHECKS
-            number = stop_requested()
-            if number is not None and self.step % len(self.loader):  # at its end the epoch is recorded first
-                break
+                if signal_number and self.step % len(self.loader):  # at its end the epoch is recorded first
+                    break
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - begin
         self._raise_if_diverged()
-        if number is not None and self.step % len(self.loader):
-            self._stop(number)
+        if signal_number and self.step % len(self.loader):
+            self._stop(signal_number)
 
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
         recipe = self.cfg.recipe
@@ -191,11 +198,14 @@ class Run:
             group["lr"] = self.cfg.optimizer.lr * lr_decay(self.step, self.total_steps, warmup_steps)
 
         size = recipe.perturbation_batch or len(labels)
-        share = size / len(labels)
+        share, parts = size / len(labels), len(labels) // size
         self.sharp_steps += self.method.sharp
         self.sums.sharp_steps += self.method.sharp
         passes = self.method.forward_passes, self.method.backward_passes
-        for x, y, last in micro_batches(self.model, images, labels, size):
+        for part, (x, y, last) in enumerate(micro_batches(self.model, images, labels, size)):
+            # Dropout's masks are those of the step and of the place in the batch, on however many ranks.
+            key = (self.cfg.seed, self.step, self.world.rank * parts + part)
+            self.seed_dropout(stream("dropout", *key).initial_seed())
             losses: list[Tensor] = []
             self.method.backward(partial(self._scaled_losses, x, y, share, losses), advance=last)
             if len(losses) > 1:
@@ -232,10 +242,10 @@ class Run:
         return F.cross_entropy(logits.float(), y, reduction="none"), logits
 
     def _warm_up(self) -> None:
-        """Compile, tune and allocate before the clock starts, by a pass that leaves no trace."""
-        images, labels = next(self.loader.epoch(0))
+        """Compile, tune, allocate and connect before the clock starts, by a pass that leaves no trace."""
+        images, labels = next(readable(self.loader.epoch(0)))
         size = self.cfg.recipe.perturbation_batch or len(labels)
-        with kept_buffers(self.model), replayed_random_numbers(random_states([self.device])):
+        with kept_buffers(self.model):
             losses, _ = self._losses(images[:size], labels[:size])
             losses.mean().backward()
         self.optimizer.zero_grad()
@@ -254,7 +264,7 @@ class Run:
         scores: dict[str, float] = {}
         for split in self.data.splits:
             with autocast(self.cfg, self.device):
-                results = evaluate(self.model, self.data.batches(split), self.cfg.dataset.num_classes)
+                results = evaluate(self.model, self.data.batches(split), self.cfg.dataset.num_classes, self.world)
             scores |= {f"{split}_{name}": value for name, value in results.items()}
         # The name that tables have for it.
         return {"top5_error" if name == "test_top5_error" else name: value for name, value in scores.items()}
@@ -265,7 +275,7 @@ class Run:
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
             "p": self.method.schedule(self.step - 1, self.total_steps),
-            **self.sums.means(),
+            **self.sums.means(self.world),
             "sharp_steps": self.sharp_steps,
             "propagations": self.propagations,
             "train_seconds": self.seconds,
@@ -297,13 +307,15 @@ class Run:
             "extra_propagations_expected": self.method.expected_extra_propagations,
             "extra_propagations_realised": self.propagations / self.total_steps - 1,
             "images_per_second": self.total_steps * self.cfg.recipe.batch_size / self.seconds,
-            "peak_memory_bytes": _peak_memory(self.device),
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "peak_memory_bytes": int(*self.world.max(_peak_memory(self.device))),
             "epochs": self.cfg.recipe.epochs,
             "seed": self.cfg.seed,
         }
 
     def _raise_if_diverged(self) -> None:
-        if not math.isfinite(float(self.sums.losses["loss"]) + self.scores.get("test_loss", 0.0)):
+        finite = math.isfinite(float(self.sums.losses["loss"]) + self.scores.get("test_loss", 0.0))
+        if any(self.world.max(not finite)):
             raise InputError(
                 f"the loss is not finite by step {self.step} of {self.total_steps}: the run has diverged; try a "
                 f"smaller optimizer.lr than {self.cfg.optimizer.lr:g}. Record: {self.record.folder}"
@@ -312,14 +324,22 @@ class Run:
     # ------------------------------------------------------------------------------------------- the checkpoint
 
     def _save(self) -> None:
-        state = {
-            "id": self.record.id,
-            "config": OmegaConf.to_yaml(self.cfg),
-            "random": [(str(device), state) for device, state in random_states([self.device])],
-            **{name: getattr(self, name) for name in self._NUMBERS},
-            **{name: getattr(self, name).state_dict() for name in self._PARTS},
-        }
-        checkpoint.save(self.record.checkpoint, state)
+        """Write what is the same on all ranks, with the buffers of an evaluation, and what each has of its own."""
+        begin = time.monotonic()
+        compare(self.world, lambda: {"the weights": digest(self.model.parameters())}, f" after step {self.step}")
+        own = {name: getattr(self, name).state_dict() for name in self._OWN}
+        own["buffers"] = dict(self.model.named_buffers())
+        ranks = self.world.gather_on_first(tree_map_only(Tensor, Tensor.cpu, own))
+        with averaged_buffers(self.model, self.world):
+            state = {
+                "id": self.record.id,
+                "config": OmegaConf.to_yaml(self.cfg),
+                "ranks": ranks,
+                **{name: getattr(self, name) for name in self._NUMBERS},
+                **{name: getattr(self, name).state_dict() for name in self._SHARED},
+            }
+            self.world.first(lambda: checkpoint.save(self.record.checkpoint, state))
+        self.checkpoint_seconds += time.monotonic() - begin
 
     def _stop(self, signal_number: int) -> None:
         self._save()
@@ -330,22 +350,35 @@ class Run:
         )
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.record.checkpoint)
-        if state["id"] != self.record.id:
-            raise InputError(
-                f"{self.record.checkpoint} belongs to another run, {state['id']}: put it back there, or delete it."
-            )
+        """Go on from the newest checkpoint, if there is one: the first rank reads it, each gets what it had."""
+        ranks: list[dict[str, Any]] = []
+
+        def read() -> dict[str, Any] | None:
+            state = checkpoint.of_run(self.record, self.world.size)
+            if state is not None:
+                ranks.extend(state.pop("ranks"))
+            return state
+
+        state = self.world.first(read)
+        if state is None:
+            return
+        own = self.world.scatter(ranks)
         for name in self._NUMBERS:
             setattr(self, name, state[name])
-        for name in self._PARTS:
+        for name in self._SHARED:
             getattr(self, name).load_state_dict(state[name])
-        # A run may go on elsewhere: this device takes over the state of its like.
-        kinds = {"cpu": torch.device("cpu"), self.device.type: self.device}
-        saved = [(torch.device(device).type, generator) for device, generator in state["random"]]
-        set_random_states([(kinds[kind], generator) for kind, generator in saved if kind in kinds])
+        for name in self._OWN:
+            getattr(self, name).load_state_dict(own[name])
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(own["buffers"][name])
 
-    _NUMBERS = ("step", "seconds", "sharp_steps", "forward_passes", "backward_passes", "scores", "best_test_error")
-    _PARTS = ("model", "optimizer", "scaler", "method", "sums")
+    _NUMBERS = (
+        *("step", "seconds", "checkpoint_seconds", "sharp_steps", "forward_passes", "backward_passes"),
+        *("scores", "best_test_error"),
+    )
+    _SHARED = ("model", "optimizer", "scaler")
+    _OWN = ("method", "sums")
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rst.training.distributed import ALONE, World
+
 
 class EpochSums:
     """Sums over the steps of an epoch; those of losses stay on the device, so that no step waits for them."""
@@ -29,14 +31,17 @@ class EpochSums:
         self.losses["clean"] += clean * share
         self.losses["perturbed"] += perturbed * share
 
-    def means(self) -> dict[str, float | None]:
-        """``train_loss``, ``train_error`` (percent) and, over the perturbed steps, both losses and their gap."""
-        sums = {name: float(value) for name, value in self.losses.items()}
-        steps = self.perturbed_steps
+    def means(self, world: World = ALONE) -> dict[str, float | None]:
+        """``train_loss``, ``train_error`` (percent) and, over the perturbed steps, both losses and their gap.
+
+        Those of this rank, or over all ranks of a world.
+        """
+        images, steps, *values = world.sum(self.images, self.perturbed_steps, *map(float, self.losses.values()))
+        sums = dict(zip(self.losses, values, strict=True))
         clean, perturbed = (sums[name] / steps if steps else None for name in ("clean", "perturbed"))
         return {
-            "train_loss": sums["loss"] / self.images,
-            "train_error": 100 * sums["wrong"] / self.images,
+            "train_loss": sums["loss"] / images,
+            "train_error": 100 * sums["wrong"] / images,
             "clean_loss": clean,
             "perturbed_loss": perturbed,
             "loss_gap": perturbed - clean if clean is not None and perturbed is not None else None,

@@ -39,19 +39,43 @@ class Progress:
         self._bar.close()
 
 
+class Interrupted(Exception):
+    """A signal stopped the run between two steps; its checkpoint is written."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message, signal_number)  # all that pickle needs, for the way to another process
+        self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+SAME_REQUEST = 1.0
+"""Seconds within which several signals are one request: Ctrl-C comes from the terminal and from the launcher too."""
+
+
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], int | None]]:
-    """A function that gives the signal (SIGINT, SIGTERM) which asked to stop, or None. A second one ends at once."""
-    received: list[int] = []
+def stop_requests(act: Callable[[int], None]) -> Iterator[None]:
+    """Inside, a signal that asks to stop (SIGINT, SIGTERM, Slurm's SIGUSR1 or SIGUSR2) calls ``act(number)``; a second
+    one ends the process at once.
+    """
+    first: float | None = None
 
     def handle(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            act(number)
+        elif now - first > SAME_REQUEST:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    main = threading.current_thread() is threading.main_thread()
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers if main}
     try:
-        yield lambda: received[0] if received else None
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -34,8 +34,9 @@ def run(jobs: Sequence[Job], workers: int | None = None) -> list[str]:
     A run that fails does not stop the others. A run that another process trains is left to it, and waited for.
     Raises `Interrupted` on Ctrl-C.
     """
-    gpus = torch.cuda.device_count() if any(job.cfg.device in ("auto", "cuda") for job in jobs) else 0
-    sweep = _Sweep(jobs, workers or gpus or os.cpu_count() or 1, gpus)
+    devices = max((job.cfg.devices for job in jobs), default=1)  # of a run
+    gpus = torch.cuda.device_count() // devices if any(job.cfg.device in ("auto", "cuda") for job in jobs) else 0
+    sweep = _Sweep(jobs, workers or gpus or max(1, (os.cpu_count() or 1) // devices), gpus, devices)
     try:
         sweep.to_the_end()
     except KeyboardInterrupt as stop:
@@ -50,7 +51,7 @@ def run(jobs: Sequence[Job], workers: int | None = None) -> list[str]:
 class _Sweep:
     """Which runs wait, which are at work, and the line that shows it: in passes, as runs differ so much in length."""
 
-    def __init__(self, jobs: Sequence[Job], workers: int, gpus: int) -> None:
+    def __init__(self, jobs: Sequence[Job], workers: int, gpus: int, devices: int) -> None:
         status = {job.record.id: job.record.status for job in jobs}
         counts = Counter(status.values())
         print(f"{len(jobs)} runs: " + ", ".join(f"{counts[name]} {name}" for name in STATUSES), flush=True)
@@ -62,7 +63,7 @@ class _Sweep:
         self.failures: list[str] = []
         # One pool a worker: a process that is killed takes its pool with it.
         threads = max(1, torch.get_num_threads() // workers)
-        self.settings = [(threads, worker % gpus if gpus else None) for worker in range(workers)]
+        self.settings = [(threads, _visible(worker % gpus, devices) if gpus else None) for worker in range(workers)]
         self.pools = [_pool(*settings) for settings in self.settings]
 
         self.runs, self.done, self.told = len(jobs), counts["done"], False
@@ -168,15 +169,21 @@ class _Sweep:
         self.bar.update(sum(self.passes.values()) - self.bar.n)
 
 
-def _pool(threads: int, gpu: int | None) -> ProcessPoolExecutor:
+def _visible(place: int, devices: int) -> str:
+    """CUDA_VISIBLE_DEVICES of the runs in a place: the GPUs of this process, ``devices`` to each place."""
+    own = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return ",".join(own.split(",")[place * devices : (place + 1) * devices])
+
+
+def _pool(threads: int, gpus: str | None) -> ProcessPoolExecutor:
     """One worker, which takes run after run, so that it starts Python and torch once; its process starts with them."""
-    return ProcessPoolExecutor(1, get_context("spawn"), _set_up_worker, (threads, gpu))
+    return ProcessPoolExecutor(1, get_context("spawn"), _set_up_worker, (threads, gpus))
 
 
-def _set_up_worker(threads: int, gpu: int | None) -> None:
+def _set_up_worker(threads: int, gpus: str | None) -> None:
     torch.set_num_threads(threads)
-    if gpu is not None:
-        torch.cuda.set_device(gpu)
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before this process asks CUDA for anything
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and ends a run, but not its worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
