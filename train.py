@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rst.experiments.config import InputError, one_sentence, resolve
@@ -45,10 +45,14 @@ def main(composed: DictConfig) -> None:
 
 def fail(error: InputError, speaks: bool) -> None:
     """Keep the sentence of a run that fails, empty where another rank says it."""
-    hydra_config = HydraConfig.get()
-    sweep = hydra_config.mode == RunMode.MULTIRUN
-    sentence = " ".join([*hydra_config.overrides.task, "->"] * sweep + [str(error)])
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sentence = " ".join([*task_overrides(), "->"] * sweep + [str(error)])
     failures.append(sentence if speaks else "")
+
+
+def task_overrides() -> list[str]:
+    """The run's own overrides, as they were written: with interpolations, which may be what is wrong."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[return-value]
 
 
 def result(cfg: DictConfig) -> str:
@@ -56,7 +60,7 @@ def result(cfg: DictConfig) -> str:
     from rst.training import Interrupted, score, train  # only now: bad input is answered before libraries load
 
     if cfg.evaluate is not None:
-        scores = score(cfg, HydraConfig.get().overrides.task)
+        scores = score(cfg, task_overrides())
         units = {name: " %" if name.endswith("error") else "" for name in scores}
         return f"{cfg.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
     try:
@@ -80,6 +84,10 @@ if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
+        failures.append(one_sentence(error) if FIRST_OF_HOST else "")
+    except (ValueError, KeyError, OSError) as error:
+        if HydraConfig.initialized():  # of the run, and no bad input
+            raise
         failures.append(one_sentence(error) if FIRST_OF_HOST else "")
     except KeyboardInterrupt:
         print("train.py: stopped before the first step, with nothing lost.", file=sys.stderr)

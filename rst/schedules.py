@@ -139,7 +139,7 @@ def quarter_cosine() -> Schedule:
 
 def periodic(k: int) -> Schedule:
     """Every k-th step is sharp, without chance; not in the paper. Δη = ⌊T/k⌋ / T."""
-    if not (isinstance(k, int) and k >= 1):
+    if not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
         raise ValueError(f"k must be an integer from 1, got {k!r}.")
     return Schedule(f"periodic(k={k})", lambda t, total_steps: float(t % k == k - 1))
 

@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from rst.experiments.config import InputError
+from rst.experiments.config import InputError, one_sentence
 from rst.experiments.sweep import GROUPS, load_tables
 from rst.report import figures, page, tables
 
@@ -24,17 +24,21 @@ def main() -> int:
     names = [word for word in arguments.words if "=" not in word] or [*GROUPS] * arguments.page
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
-    progress = tqdm(load_tables(names, overrides, tqdm.write), desc="report", unit="table")
-    loaded, files = [], []
+    progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table")
+    files = []
     try:
-        for table in progress:
-            loaded.append(table)
+        loaded = list(progress)
+        if not loaded:
+            raise InputError(f"there is no table to write among {' '.join(names)}.")
+        for table in loaded:
+            figures.check(table)
+        for table in tqdm(loaded, desc="report", unit="table"):
             files += tables.write(table)
             files += figures.write(table) if table.draw != "table" else []
         files += [page.write(loaded)] if arguments.page else []
     except (InputError, OSError) as error:
         progress.close()
-        print(f"report.py: {error}", file=sys.stderr)
+        print(f"report.py: {one_sentence(error)}", file=sys.stderr)
         return 1
     if len(loaded) == 1:
         print(files[0].read_text(encoding="utf-8"))

@@ -18,16 +18,22 @@ def main() -> int:
     parser.add_argument("--epoch", type=int, default=0, help="whose first batch is shown (default 0)")
     parser.add_argument("--output", type=Path, default=Path("augmentation.png"))
     arguments = parser.parse_intermixed_args()
+    if arguments.epoch < 0:
+        parser.error(f"--epoch {arguments.epoch}: write a number from 0.")
     try:
         cfg = load_config(arguments.overrides)
         loader = RunData(cfg, torch_device(cfg)).loader()
+        images, _ = next(loader.epoch(arguments.epoch))
     except InputError as error:
         print(f"show_augmentation.py: {error}", file=sys.stderr)
         return 1
-    images, _ = next(loader.epoch(arguments.epoch))
     mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.dataset.mean, cfg.dataset.std))
     pixels = (images[:64].cpu() * std + mean).clamp(0, 1)
-    save_image(make_grid(pixels, nrow=8, padding=1, pad_value=1.0), arguments.output)
+    try:
+        save_image(make_grid(pixels, nrow=8, padding=1, pad_value=1.0), arguments.output)
+    except (OSError, ValueError) as error:
+        print(f"show_augmentation.py: --output {arguments.output} cannot be written ({error}).", file=sys.stderr)
+        return 1
     print(f"Written: {arguments.output}")
     return 0
 

@@ -31,6 +31,8 @@ def main() -> int:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
     try:
         tables = list(load_tables(names, overrides))
+        if not tables:
+            raise InputError(f"there is no table to train among {' '.join(names)}.")
         if arguments.dry_run:
             print(plan(tables))
             return 0

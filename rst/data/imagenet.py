@@ -226,7 +226,8 @@ class Decoded(TorchDataset[Tensor | ValueError]):
 
 def start_worker(_: int) -> None:
     """Leave stop requests, which reach every process of a job, to the trainer; be quiet about odd EXIF."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         Thread(target=exit_when_told_by_parent, daemon=True).start()

@@ -26,10 +26,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class InputError(Exception):
-    """Bad input: one sentence that says what is wrong, where, and what to write instead."""
+    """Bad input: one sentence that says what is wrong, where, and what to write instead; on one line."""
 
     repeated = False
     """Whether another rank of the run has raised it already, and tells it."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class NotAtThisScale(InputError):
@@ -43,8 +46,8 @@ def bad_input(prefix: str = "") -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(prefix + one_sentence(error)) from error
-    except (ValueError, OSError) as error:
-        raise InputError(prefix + str(error)) from error
+    except (ValueError, KeyError, OSError) as error:  # Hydra's own, too, where it composes
+        raise InputError(prefix + one_sentence(error)) from error
 
 
 def load_config(overrides: Sequence[str]) -> DictConfig:
@@ -80,7 +83,7 @@ def resolve(composed: DictConfig) -> DictConfig:
         plain = {key: composed[key] for key in composed if key != "hydra"}
         for key in plain:
             if OmegaConf.is_config(plain[key]):
-                plain[key] = OmegaConf.to_container(plain[key], resolve=True)
+                plain[key] = OmegaConf.to_container(plain[key], resolve=True, throw_on_missing=True)
     cfg = OmegaConf.create(plain)
     check(cfg)
     return cfg
@@ -157,6 +160,13 @@ def _one_of(*values: Any) -> Rule:
 _FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
 _TEXT: Rule = (lambda value: isinstance(value, str) and value != "", "a text")
 
+
+def _list_of(rule: Rule, what: str) -> Rule:
+    return lambda value: OmegaConf.is_list(value) and len(value) > 0 and all(map(rule[0], value)), what
+
+
+_SIZES = _list_of(_number(1, integer=True), "a list of integers from 1")
+
 RULES: dict[str, Rule] = {
     "seed": _number(0, integer=True),
     "max_seeds": _optional(_number(1, integer=True)),
@@ -175,6 +185,14 @@ RULES: dict[str, Rule] = {
     "wandb.project": _TEXT,
     "wandb.group": _optional(_TEXT),
     "wandb.job_type": _optional(_TEXT),
+    "network": _TEXT,
+    "scale": _TEXT,
+    "datasets": _optional(_list_of(_TEXT, "a list of names")),
+    "dataset.name": _one_of("cifar10", "cifar100", "imagenet", "digits"),
+    "dataset.mean": _list_of(_number(-math.inf), "a list of numbers, one a channel"),
+    "dataset.std": _list_of(
+        (lambda value: _number(0)[0](value) and value > 0, ""), "a list of numbers above 0, one a channel"
+    ),
     "dataset.root": _TEXT,
     "dataset.source": _one_of("auto", "parquet", "torchvision", "digits"),
     "dataset.num_classes": _number(2, integer=True),
@@ -191,12 +209,15 @@ RULES: dict[str, Rule] = {
     "augmentation.mixup_alpha": _number(0),
     **{f"model.{key}": _number(1, integer=True) for key in ("depth", "width", "widen_factor", "heads", "hidden")},
     "model.patch_size": _number(1, integer=True),
+    "model.blocks": _SIZES,
+    "model.widths": _SIZES,
     "model.alpha": _number(0),
     "model.dropout": _number(0, 1),
     "optimizer.lr": _number(0),
     "optimizer.momentum": _number(0, 1),
     "optimizer.nesterov": _FLAG,
     "optimizer.weight_decay": _number(0),
+    "scheme.name": _one_of("sgd", "sam", "gnr", "rst", "grst"),
     "scheme.gamma_ratio": (lambda value: value == "auto" or _number(0)[0](value), "auto or a number from 0"),
     "scheme.normalise_clean": _FLAG,
     "variant.rho": _number(0),
@@ -243,6 +264,13 @@ def check(cfg: DictConfig) -> None:
             f"dataset.channels={data.channels}, but dataset.mean and dataset.std have {len(data.mean)} and "
             f"{len(data.std)} numbers: give one a channel."
         )
+    for own, theirs in (("num_classes", "num_classes"), ("in_channels", "channels"), ("image_size", "image_size")):
+        if cfg.model.get(own, data[theirs]) != data[theirs]:
+            raise InputError(
+                f"model.{own}={cfg.model[own]} is not dataset.{theirs}={data[theirs]}: leave model.{own} out."
+            )
+    if len(cfg.model.get("blocks", [])) != len(cfg.model.get("widths", [])):
+        raise InputError(f"model.blocks={cfg.model.blocks} and model.widths={cfg.model.widths} differ in length.")
     kept = data.train_images - data.validation
     if recipe.batch_size > kept:
         raise InputError(
@@ -264,6 +292,8 @@ def check(cfg: DictConfig) -> None:
             f"scheme=grst on schedule {schedule} never takes a sharp step in {total_steps(cfg)} steps: "
             "take another schedule, or scheme=sgd."
         )
+    if os.path.isfile(cfg.paths.runs):
+        raise InputError(f"paths.runs={cfg.paths.runs} is a file: write paths.runs=<folder>.")
     variant(cfg)
     check_devices(cfg, torch_device(cfg))
 
@@ -308,9 +338,9 @@ def one_sentence(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
-    first = next(line.strip() for line in str(error).splitlines() if line.strip())
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", first)
     if unknown:
         near = difflib.get_close_matches(unknown[1], RULES, n=1)
         return f"there is no key {unknown[1]}" + (f": did you mean {near[0]}?" if near else ": see --cfg job for all.")
-    return first.rstrip(".") + "."
+    return first if first.endswith("?") else first.rstrip(".") + "."

@@ -71,11 +71,11 @@ def _measured(cfg: DictConfig) -> Speed | None:
     for summary in Path(cfg.paths.runs).glob(f"*-{cfg.network}-*/summary.json"):
         record = Record(summary.parent)
         try:
-            result = record.summary
-        except InputError:  # of an older version
+            result, config, environment = record.summary, record.config, record.environment
+        except InputError:  # of an older version, or damaged
             continue
-        if kind(record.config) == kind(cfg):
-            seconds[record.environment["device"]].append(result["train_seconds"] / result["propagations"])
+        if kind(config) == kind(cfg):
+            seconds[environment["device"]].append(result["train_seconds"] / result["propagations"])
     if not seconds:
         return None
     device = max(seconds, key=lambda name: len(seconds[name]))

@@ -5,6 +5,7 @@ is the run's own, less the checkpoint and, in the metrics, the keys whose value 
 """
 
 import json
+import os
 import re
 import struct
 import zlib
@@ -143,13 +144,13 @@ def _readable(source: str) -> Iterator[None]:
     try:
         yield
     except (wandb.Error, ValueError, OSError) as error:
-        where = source if Path(source).exists() else f"{source}, which is no folder here,"
+        where = source if os.path.exists(source) else f"{source}, which is no folder here,"
         raise InputError(f"{where} cannot be imported: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
 def _runs(source: str, group: str | None) -> Iterable[Run]:
     folder = Path(source)
-    if folder.exists():
+    if source and os.path.exists(folder):
         logs = sorted(folder.rglob("run-*.wandb"), key=lambda log: log.name)
         return (OfflineRun(list(starts)) for _, starts in groupby(logs, key=lambda log: log.name))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):

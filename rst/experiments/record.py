@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from rst.experiments.config import InputError, gamma_ratio, schedule_of, total_steps
 from rst.schedules import constant
@@ -135,8 +137,9 @@ class Record:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The results of a run that is done; an `InputError` where an older version wrote them."""
-        summary: dict[str, Any] = json.loads(self._summary.read_text())
+        """The results of a run that is done; an `InputError` where an older version wrote them, or they are damaged."""
+        with self._readable(self._summary):
+            summary: dict[str, Any] = _mapping(json.loads(self._summary.read_text()))
         for key in SUMMARY_KEYS:
             if key not in summary:
                 raise InputError(
@@ -167,25 +170,43 @@ class Record:
     @property
     def config(self) -> DictConfig:
         """The resolved config that the run was started with."""
-        return OmegaConf.load(self.folder / "config.yaml")  # type: ignore[return-value]
+        file = self.folder / "config.yaml"
+        with self._readable(file):
+            config = OmegaConf.load(file)
+            _mapping(OmegaConf.to_container(config), "network", "model", "dataset", "recipe", "scale")
+        return config  # type: ignore[return-value]
 
     @property
     def environment(self) -> dict[str, Any]:
         """What the run ran on, at its latest start: see `environment`."""
-        read: dict[str, Any] = json.loads((self.folder / "environment.json").read_text())
-        return read
+        file = self.folder / "environment.json"
+        with self._readable(file):
+            return _mapping(json.loads(file.read_text()), "device")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary an epoch; of a line that is being written, nothing yet."""
-        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        with self._readable(self._metrics):
+            return [_mapping(json.loads(line), "propagations") for line in self._lines() if line.endswith("\n")]
+
+    def _lines(self) -> list[str]:
+        return self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+
+    @contextmanager
+    def _readable(self, file: Path) -> Iterator[None]:
+        """Errors of a file that is damaged, or is none, become an `InputError`."""
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{file} is damaged: delete the folder to train the run again.") from error
 
     @property
     def propagations(self) -> float:
-        """Work so far, in passes, as of the latest epoch that is recorded."""
-        metrics = self.metrics
-        return metrics[-1]["propagations"] if metrics else 0.0
+        """Work so far, in passes, as of the latest epoch that is recorded; 0 where that cannot be read."""
+        try:
+            return self.metrics[-1]["propagations"]
+        except (InputError, IndexError):
+            return 0.0
 
     @contextmanager
     def training(self, cfg: DictConfig) -> Iterator[None]:
@@ -218,14 +239,15 @@ class Record:
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add an epoch's metrics."""
-        with self._metrics.open("a") as file:
+        with _writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def keep_epochs(self, epochs: int) -> None:
         """Drop the metrics of epochs that a resumed run will train again."""
-        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        with self._readable(self._metrics):
+            lines = self._lines()
         write_atomically(self._metrics, "".join(lines[:epochs]))
 
     def fail(self, message: str) -> None:
@@ -243,18 +265,35 @@ def open_record(cfg: DictConfig) -> Record:
     return Record(Path(cfg.paths.runs) / run_id(cfg))
 
 
+def _mapping(value: Any, *keys: str) -> dict[str, Any]:
+    """The value, which must be a dictionary with these keys."""
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        raise ValueError(f"not a mapping with {', '.join(keys)}")
+    return value
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """The whole content or, after a crash, what was there before; never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk, a folder that may not be written and the like become an `InputError`."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def sync_folder(folder: Path) -> None:

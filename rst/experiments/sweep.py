@@ -190,18 +190,29 @@ class _TableFile:
 
     def __init__(self, name: str, above: tuple[str, ...] = ()) -> None:
         self.path = _path(name, above)
-        text = self.path.read_text(encoding="utf-8")
         try:
+            text = self.path.read_text(encoding="utf-8")
             self._lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
             content = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise InputError(f"{self.path.name}, line {line}: {error.problem}.") from error
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise InputError(f"{self.path.name} cannot be read as YAML: {one_sentence(error)}") from error
         if not isinstance(content, dict):
             raise InputError(f"{self.path.name}, line 1: a table file has keys, at least title and rows.")
         with self.located():
             merged = OmegaConf.merge(OmegaConf.structured(_File), _with_lists_as_overrides(content))
             self.data: _File = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        for key, texts in _lists(content):
+            if not all(isinstance(text, (str, int, float)) for text in texts):
+                raise InputError(f"{self._place(key)}: write a list of texts.")
+        for group, key in _row_keys(self.data):
+            row = (self.data.groups[group] if group else self.data).rows[key]
+            if not all(isinstance(text, str) for text in row.paper.values()):
+                raise InputError(f"{self._place(f'groups.{group}.' * bool(group) + f'rows.{key}.paper')}: write texts.")
+        if self.data.seeds < 0:
+            raise InputError(f"{self._place('seeds')}: write an integer from 0.")
         self._owners = dict.fromkeys(_row_keys(self.data), self)
         with self.located("like"):
             for liked in self.data.like:
@@ -245,7 +256,7 @@ def _path(name: str, above: Sequence[str] = ()) -> Path:
     if name in above:
         raise InputError(f"{' is like '.join([*above, name])}, which never ends.")
     path = TABLES / f"{name}.yaml"
-    if not path.exists():
+    if name not in table_names():
         raise InputError(f"there is no table {name}: choose one of {', '.join(table_names())}.")
     return path
 
@@ -259,11 +270,25 @@ def _lines(node: yaml.Node | None, *path: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
             seen.add(key.value)
             yield ".".join([*path, key.value]), key.start_mark.line + 1
             yield from _lines(value, *path, key.value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _lines(item, *path)
+
+
+def _lists(node: Any, *path: str) -> Iterator[tuple[str, list[Any]]]:
+    """Each list below a node with its dotted key."""
+    if isinstance(node, list):
+        yield ".".join(path), node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _lists(value, *path, str(key))
 
 
 def _with_lists_as_overrides(content: dict[str, Any]) -> dict[str, Any]:

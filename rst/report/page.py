@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import re
 from collections import Counter
@@ -165,8 +164,7 @@ def _runs(table: Table, folder: Path) -> list[dict[str, Any]]:
 
 def _environment(done: Iterable[Job]) -> list[tuple[str, list[tuple[str, int]]]]:
     """What the runs ran on: of each fact the values that occur, the most frequent first, with the number of runs."""
-    files = [job.record.folder / "environment.json" for job in done]
-    records = [json.loads(file.read_text()) for file in files if file.exists()]
+    records = [job.record.environment for job in done if (job.record.folder / "environment.json").exists()]
     counts = {key: Counter(str(record[key]) for record in records if key in record) for key in ENVIRONMENT}
     return [
         (ENVIRONMENT[key], sorted(values.items(), key=lambda item: (-item[1], item[0])))

@@ -4,6 +4,8 @@ import io
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not (isinstance(state, dict) and {"id", "config", "model"} <= state.keys()):
         raise InputError(f"{path} is not a checkpoint of this project.")
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Errors inside, where the parts of a run take over what a checkpoint has, become an `InputError`."""
+    try:
+        yield
+    except Exception as error:  # torch's own checks, and none where it expects no other type
+        raise InputError(f"{path} does not fit the run, or is damaged: delete it.") from error

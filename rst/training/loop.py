@@ -363,15 +363,16 @@ class Run:
         if state is None:
             return
         own = self.world.scatter(ranks)
-        for name in self._NUMBERS:
-            setattr(self, name, state[name])
-        for name in self._SHARED:
-            getattr(self, name).load_state_dict(state[name])
-        for name in self._OWN:
-            getattr(self, name).load_state_dict(own[name])
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(own["buffers"][name])
+        with checkpoint.fitting(self.record.checkpoint):
+            for name in self._NUMBERS:
+                setattr(self, name, type(getattr(self, name))(state[name]))
+            for name in self._SHARED:
+                getattr(self, name).load_state_dict(state[name])
+            for name in self._OWN:
+                getattr(self, name).load_state_dict(own[name])
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(own["buffers"][name])
 
     _NUMBERS = (
         *("step", "seconds", "checkpoint_seconds", "sharp_steps", "forward_passes", "backward_passes"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +21,7 @@ from rst.experiments.config import InputError
 from rst.experiments.estimate import expected_passes
 from rst.experiments.record import STATUSES, Locked, Record, open_record
 from rst.experiments.sweep import Job
+from rst.training.distributed import end_with_parent
 from rst.training.loop import Interrupted, train
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -186,17 +187,7 @@ def _set_up_worker(threads: int, gpus: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before this process asks CUDA for anything
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and ends a run, but not its worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A runner that is killed takes its workers with it, each with a checkpoint, instead of leaving them for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    while True:  # the first stops a run, the next one the worker
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _train(cfg: DictConfig) -> str | None:
@@ -216,6 +207,6 @@ def _train(cfg: DictConfig) -> str | None:
 
 def _kept(record: Record, failure: str) -> str:
     """The failure, which its record keeps where it can be written."""
-    with suppress(OSError):
+    with suppress(InputError, OSError):
         record.fail(failure)
     return failure

@@ -1,11 +1,13 @@
 """Scores of a saved network: what ``evaluate=`` asks for."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rst.experiments.config import InputError, torch_device
+from rst.experiments.config import InputError, check, one_sentence, torch_device
 from rst.training import checkpoint
 from rst.training.data import RunData
 from rst.training.evaluation import evaluate
@@ -24,8 +26,7 @@ def score(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, float]:
     path = _checkpoint_file(cfg)
     device = torch_device(cfg)
     state = checkpoint.load(path)
-    saved: DictConfig = OmegaConf.create(state["config"])
-    saved.paths, saved.dataset.root = cfg.paths, cfg.dataset.root
+    saved = _saved_config(path, state["config"], cfg)
     for key in (override.split("=")[0].lstrip("+~") for override in overrides):
         if key.startswith(HERE):
             continue
@@ -33,16 +34,34 @@ def score(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, float]:
             raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
     data = RunData(saved, device)
     model = build_model(saved, device)
-    model.load_state_dict(state["model"])
+    with checkpoint.fitting(path):
+        model.load_state_dict(state["model"])
     with autocast(saved, device):
         return evaluate(model, data.batches("test"), saved.dataset.num_classes)
+
+
+def _saved_config(path: Path, text: Any, cfg: DictConfig) -> DictConfig:
+    """The checkpoint's config, checked: Hydra builds what it names, so that it must be a network of ours."""
+    try:
+        saved = OmegaConf.create(text)
+        saved.paths, saved.dataset.root, saved.device = cfg.paths, cfg.dataset.root, cfg.device
+        nested = any(OmegaConf.is_dict(value) for node in ("model", "schedule") for value in saved[node].values())
+        if nested or not saved.model["_target_"].startswith("rst.models."):
+            raise ValueError("its network is none of this project's")
+        if not saved.schedule["_target_"].startswith("rst.schedules."):
+            raise ValueError("its schedule is none of this project's")
+        check(saved)
+    except Exception as error:  # a text of whatever content
+        raise InputError(f"{path} has a config that is not one of this project's: {one_sentence(error)}") from error
+    return saved
 
 
 def _checkpoint_file(cfg: DictConfig) -> Path:
     given = Path(cfg.evaluate)
     for path in (given, given / "checkpoint.pt", Path(cfg.paths.runs) / given / "checkpoint.pt"):
-        if path.is_file():
-            return path
+        with suppress(OSError, ValueError):  # a text that can be no path
+            if path.is_file():
+                return path
     raise InputError(
         f"evaluate={cfg.evaluate} is neither a checkpoint, nor the folder of a run, nor a run id in {cfg.paths.runs}."
     )

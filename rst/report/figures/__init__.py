@@ -17,10 +17,15 @@ STYLE = Path(__file__).parents[1] / "style.mplstyle"
 FIGURES = {figure.__name__: figure for figure in (error_over_cost, summary, extra_time, schedules, gates, heatmap)}
 
 
-def draw(table: Table) -> Figure:
-    """The table's figure, whatever runs it lacks. Raises `InputError` where its ``draw`` is none of `FIGURES`."""
-    if table.draw not in FIGURES:
+def check(table: Table) -> None:
+    """Raise `InputError` where the table's ``draw`` is neither "table" nor one of `FIGURES`."""
+    if table.draw not in ("table", *FIGURES):
         raise InputError(f"{table.name}.yaml, draw: {table.draw} is no figure: write one of {', '.join(FIGURES)}.")
+
+
+def draw(table: Table) -> Figure:
+    """The table's figure, whatever runs it lacks."""
+    check(table)
     with mpl.style.context(STYLE):
         return FIGURES[table.draw](table)
 
