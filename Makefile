@@ -45,10 +45,16 @@ report: $(READY)  ## All tables and figures from the runs that are done, and a p
 	$(REPORT) --page $(SETTINGS)
 
 test: $(READY)  ## The tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) -m 'not slow and not faults and not slurm'
 
 test-slow: $(READY)  ## The tests that take minutes: full-size networks, torch.compile
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(READY)  ## Kills at random moments, full disks, and wrong input by the hundred
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults
+
+test-slurm: $(READY)  ## Runs as jobs of a real Slurm of one node: as root, after apt-get install slurm-wlm munge
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -60,4 +66,4 @@ bench: $(READY)  ## Cost of a sharp step and of the variants, time over p, speed
 
 FORCE:
 
-.PHONY: help setup demo tables figures report test test-slow lint bench FORCE
+.PHONY: help setup demo tables figures report test test-slow test-faults test-slurm lint bench FORCE

@@ -24,7 +24,7 @@ def main() -> int:
     names = [word for word in arguments.words if "=" not in word] or [*GROUPS] * arguments.page
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
-    progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table")
+    progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table", delay=1, leave=False)
     files = []
     try:
         loaded = list(progress)
@@ -32,7 +32,7 @@ def main() -> int:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
         for table in loaded:
             figures.check(table)
-        for table in tqdm(loaded, desc="report", unit="table"):
+        for table in tqdm(loaded, desc="report", unit="table", delay=1):
             files += tables.write(table)
             files += figures.write(table) if table.draw != "table" else []
         files += [page.write(loaded)] if arguments.page else []

@@ -421,7 +421,7 @@ def test_a_smaller_scale_is_named_and_its_files_stand_apart(load: Callable[..., 
     table = load("cifar", "scale=smoke")
     caption = tables.caption(table)
     assert (
-        "data: `cifar10` (digits standing in, 512 for training, 256 for testing); epochs: 2; scale: `smoke`" in caption
+        "data: `cifar10` (digits standing in, 128 for training, 100 for testing); epochs: 2; scale: `smoke`" in caption
     )
     assert "Images, networks and epochs are not the paper's, so that its numbers are no target for these." in caption
     assert {file.parent.relative_to(tmp_path).parts[0] for file in tables.write(table)} == {"smoke-digits"}

@@ -946,9 +946,7 @@ def wrong_resumes(state: dict[str, Any]) -> dict[str, bytes]:
     states: dict[str, Any] = {f"without {key}": {k: v for k, v in state.items() if k != key} for key in state}
     del states["without config"], states["without model"], states["without id"]
     states |= {f"{key} a text": {**state, key: "x"} for key in state if key not in ("config", "scaler")}
-    states |= {
-        f"{key} null": {**state, key: None} for key in ("step", "optimizer", "method", "random", "sums", "model")
-    }
+    states |= {f"{key} null": {**state, key: None} for key in ("step", "optimizer", "ranks", "model")}
     states |= {"another run": {**state, "id": "another"}, "code": {**state, "id": "../../../notes.txt"}}
     return {name: saved(content) for name, content in states.items()}
 
