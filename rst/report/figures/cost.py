@@ -68,8 +68,8 @@ def error_over_cost(table: Table) -> Figure:
 
 
 def _parameter_at_one_cost(rows: pd.DataFrame) -> str | None:
-    """The parameter of a family whose rows have one Δη, up to what few steps make of it."""
-    return parameter_of(rows["cell"]) if rows[COST].max() - rows[COST].min() < 0.1 else None
+    """The parameter of a family whose rows have one Δη by Table 2, of which a few steps may be off."""
+    return parameter_of(rows["cell"]) if rows["extra_propagations_closed_form"].round(9).nunique() == 1 else None
 
 
 def _draw_line(
