@@ -32,7 +32,7 @@ def main() -> int:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
         for table in loaded:
             figures.check(table)
-        for table in tqdm(loaded, desc="report", unit="table", delay=1):
+        for table in tqdm(loaded, desc="report", unit="table"):
             files += tables.write(table)
             files += figures.write(table) if table.draw != "table" else []
         files += [page.write(loaded)] if arguments.page else []

@@ -195,7 +195,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
             assert process.is_alive()
             time.sleep(0.01)
         os.kill(process.pid, number)
-        process.join(30)
+        process.join(120)
         if number == signal.SIGINT:
             assert process.exitcode == 130
             assert "sweep.py: stopped; the same command goes on from here" in (tmp_path / "output.txt").read_text()

@@ -67,7 +67,7 @@ def stop_requests(act: Callable[[int], None]) -> Iterator[None]:
         if first is None:
             first = now
             act(number)
-        elif now - first > SAME_REQUEST:
+        elif now - first >= SAME_REQUEST:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
