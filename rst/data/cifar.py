@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import shutil
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from rst.data.splits import Dataset, Split, canonical
 
@@ -44,9 +47,11 @@ def load_spec(spec: Spec, *, cache: Path, root: Path | None, source: str) -> Dat
     file = cache / f"{spec.name}.pt"
     dataset = read_cache(file, spec)
     if dataset is None:
-        with scratch_folder(cache) as scratch:
-            dataset = find(spec, root=root, source=source, scratch=scratch)
-            write_cache(file, dataset, scratch)
+        with scratch_folder(cache) as (scratch, waited):
+            dataset = read_cache(file, spec) if waited else None
+            if dataset is None:
+                dataset = find(spec, root=root, source=source, scratch=scratch)
+                write_cache(file, dataset, scratch)
     return dataset
 
 
@@ -242,16 +247,31 @@ def download(spec: Spec, folder: Path) -> Dataset:
 
 
 @contextmanager
-def scratch_folder(cache: Path) -> Iterator[Path]:
-    """A temporary folder inside ``cache``: what is finished there can be moved into the cache in one step."""
+def scratch_folder(cache: Path) -> Iterator[tuple[Path, bool]]:
+    """A temporary folder inside ``cache``: what is finished there can be moved into the cache in one step.
+
+    One process at a time has it; the others say that they wait, and are told that they have.
+    """
+    lock, waited = FileLock(cache / ".lock"), False
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0.1)
+        except Timeout:
+            waited = True
+            print(f"Another process fills the cache {cache}: waits for it.", file=sys.stderr)
+            lock.acquire()
+        for left in cache.glob(".tmp-*"):  # by a process that was killed
+            shutil.rmtree(left)
         scratch = tempfile.TemporaryDirectory(dir=cache, prefix=".tmp-")
     except OSError as error:
-        reason = error.strerror
-        raise ValueError(f"The cache {cache} cannot be written ({reason}): write paths.cache=<folder>.") from error
-    with scratch as path:
-        yield Path(path)
+        lock.release()
+        raise unwritable(cache, error) from error
+    try:
+        with scratch as path:
+            yield Path(path), waited
+    finally:
+        lock.release()
 
 
 def read_cache(file: Path, spec: Spec) -> Dataset | None:
@@ -272,8 +292,18 @@ def read_cache(file: Path, spec: Spec) -> Dataset | None:
 def write_cache(file: Path, dataset: Dataset, scratch: Path) -> None:
     """Write the decoded data set so that ``file`` is either absent, old or complete, also after a power cut."""
     train, test = dataset.train, dataset.test
-    with open(scratch / file.name, "wb") as handle:
-        torch.save({"train": (train.images, train.labels), "test": (test.images, test.labels)}, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(scratch / file.name, file)
+    content = io.BytesIO()  # of a file, torch would turn the errors into its own
+    torch.save({"train": (train.images, train.labels), "test": (test.images, test.labels)}, content)
+    try:
+        with open(scratch / file.name, "wb") as handle:
+            handle.write(content.getbuffer())
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(scratch / file.name, file)
+    except OSError as error:
+        raise unwritable(file.parent, error) from error
+
+
+def unwritable(cache: Path, error: OSError) -> ValueError:
+    """The sentence for a cache on a full or read-only disk."""
+    return ValueError(f"The cache {cache} cannot be written ({error.strerror or error}): write paths.cache=<folder>.")

@@ -225,6 +225,8 @@ class Record:
                 f"paths.runs={self.folder.parent} cannot be written ({error.strerror}): write paths.runs=<folder>."
             ) from error
         try:
+            for left in self.folder.glob(".*.[0-9]*"):  # by a process that was killed while it wrote
+                left.unlink()
             config = self.folder / "config.yaml"
             if not config.exists():
                 write_atomically(config, OmegaConf.to_yaml(cfg))

@@ -22,8 +22,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     content = io.BytesIO()
     torch.save(state, content)
+    write_atomically(names(path)[0], content.getvalue())
+    _put_in_place(path)
+
+
+def _put_in_place(path: Path) -> None:
+    """Give the new checkpoint its name, and the one before that of the previous one."""
     new, _, previous = names(path)
-    write_atomically(new, content.getvalue())
     if path.exists():
         os.replace(path, previous)
     os.replace(new, path)
@@ -44,6 +49,8 @@ def newest(path: Path) -> dict[str, Any] | None:
             continue
         if damaged:
             warnings.warn(f"{' '.join(damaged)} The run goes on from {file.name}.", stacklevel=2)
+        if file == names(path)[0]:  # `save` was killed before it got its name, and there may be no step left to save
+            _put_in_place(path)
         return state
     if damaged:
         raise InputError(f"{' '.join(damaged)} There is no other, so that the run then starts from the beginning.")

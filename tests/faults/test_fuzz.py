@@ -114,7 +114,7 @@ def defect(script: str, answer: Answer) -> str:
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file below the folder, byte for byte; None for a folder or for what cannot be read."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in (path for path in sorted(folder.rglob("*")) if path.name != ".lock"):
         try:
             found[str(path)] = path.read_bytes()
         except OSError:
