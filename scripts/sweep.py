@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from rst.experiments.config import InputError
-from rst.experiments.estimate import plan, unique
-from rst.experiments.sweep import Table, load_tables
+from rst.experiments.estimate import plan
+from rst.experiments.sweep import Table, jobs_of, load_tables
 from rst.training import Interrupted, run
 
 
@@ -42,7 +42,7 @@ def main() -> int:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
     try:
-        failures = run(unique(tables), arguments.workers)
+        failures = run(jobs_of(tables), arguments.workers)
     except Interrupted as stop:
         print(f"sweep.py: {stop}", file=sys.stderr)
         return 128 + stop.signal_number
@@ -56,7 +56,7 @@ def queue(tables: list[Table]) -> int:
     """Have Slurm train what is missing."""
     from rst.training import slurm  # only here: submitit is slow to load
 
-    queued = slurm.submit(unique(tables))
+    queued = slurm.submit(jobs_of(tables))
     where = tables[0].cells[0].cfg.paths.runs
     print(f"{len(queued)} runs queued; squeue --me shows them, and report.py what is done. Records: {where}")
     return 0

@@ -56,6 +56,19 @@ def command(tmp_path: Path) -> Callable[..., tuple[BaseProcess, Path]]:
     return start
 
 
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run ``python scripts/<name>.py *words`` in this process; its exit status."""
+
+    def run(name: str, *words: object) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+        return int(stop.value.code or 0)
+
+    return run
+
+
 def train_py(overrides: list[str], output: Path) -> None:
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)

@@ -1,10 +1,8 @@
 """Records made from W&B's copy of a run: its own, or refused in a sentence. The logs are real; the server is not."""
 
 import re
-import runpy
 import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from copy import deepcopy
@@ -14,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from omegaconf import OmegaConf
 from test_mirror import finished_log
 
@@ -26,7 +25,7 @@ from rst.training import checkpoint, train
 
 wandb = pytest.importorskip("wandb")
 Message = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
-SCRIPT = Path(__file__).parents[1] / "scripts" / "import_wandb.py"
+SCRIPTS = ROOT / "scripts"
 
 
 @dataclass
@@ -323,21 +322,14 @@ def test_a_config_from_elsewhere_cannot_call_what_it_likes(server, on_server, ru
 # ------------------------------------------------------------------------------------------------------- the script
 
 
-def import_wandb(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["import_wandb.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return exit_.value.code
-
-
-def test_the_script_ends_by_saying_what_was_imported_and_where_to(logs, runs, monkeypatch, capsys):
-    assert import_wandb(monkeypatch, str(logs), f"paths.runs={runs}") == 0
+def test_the_script_ends_by_saying_what_was_imported_and_where_to(logs, runs, script, capsys):
+    assert script("import_wandb", str(logs), f"paths.runs={runs}") == 0
     expected = f"{logs}: 1 imported, 0 already there, 0 not finished, 0 refused. Records: {runs}\n"
     assert capsys.readouterr().out == expected
 
 
-def test_the_script_says_what_it_refused_and_fails(elsewhere, runs, monkeypatch, capsys):
-    assert import_wandb(monkeypatch, str(elsewhere.starts[1]), f"paths.runs={runs}") == 1
+def test_the_script_says_what_it_refused_and_fails(elsewhere, runs, script, capsys):
+    assert script("import_wandb", str(elsewhere.starts[1]), f"paths.runs={runs}") == 1
     output = capsys.readouterr()
     assert f"import_wandb.py: refused: {elsewhere.record.id} lacks 1 of its 2 epochs" in output.err
     assert "0 imported" in output.out
@@ -348,9 +340,9 @@ def test_the_script_says_what_it_refused_and_fails(elsewhere, runs, monkeypatch,
     [
         ("../nowhere", "../nowhere is not a folder here, nor ENTITY/PROJECT on W&B's server: write one of them."),
         ("other/rst", "other/rst, which is no folder here, cannot be imported: Could not find project other/rst"),
-        (str(SCRIPT.parent), f"{SCRIPT.parent} has no W&B runs."),
+        (str(SCRIPTS), f"{SCRIPTS} has no W&B runs."),
     ],
 )
-def test_a_source_without_runs_is_one_sentence(server, runs, monkeypatch, capsys, source, message):
-    assert import_wandb(monkeypatch, source, f"paths.runs={runs}") == 1
+def test_a_source_without_runs_is_one_sentence(server, runs, script, capsys, source, message):
+    assert script("import_wandb", source, f"paths.runs={runs}") == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"import_wandb.py: {message}"

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 import rst
 from rst.data import load
 from rst.experiments.config import CONFIGS, InputError, load_config, schedule_of
-from rst.experiments.record import ADDED_LATER, Record, open_record, run_id, write_atomically
+from rst.experiments.identity import ADDED_LATER, run_id
+from rst.experiments.record import Record, open_record, write_atomically
 from rst.training import checkpoint, loop, train
 
 # What the id is a function of

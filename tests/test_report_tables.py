@@ -4,14 +4,11 @@ import functools
 import io
 import json
 import re
-import runpy
 import shutil
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -323,10 +320,14 @@ def test_two_errors_of_a_cell_are_two_lines_and_the_papers_seeds_three(load: Cal
     assert top5["standard_error"] == pytest.approx((0.2**2 / 3 + paper["std"] ** 2 / 3) ** 0.5)
 
 
+def caption_of(table: Table) -> str:
+    return tables.caption(table, tables.readable(table))
+
+
 def test_rows_of_our_own_are_marked_and_the_mark_explained(load: Callable[..., Table]) -> None:
     assert [row for row in tables.readable(load("beside"))["Scheme"] if "†" in row] == ["GNR †", "GNR †"]
-    assert tables.caption(load("beside")).endswith("† not in the paper.")
-    assert "†" not in tables.caption(load("alone"))
+    assert caption_of(load("beside")).endswith("† not in the paper.")
+    assert "†" not in caption_of(load("alone"))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +396,7 @@ def test_a_table_without_runs_shows_what_follows_from_its_configs(load: Callable
     assert lines["Δη by Table 2"].to_dict() == {"SGD": "0.000000", "GNR": "1.000000", "G-RST": "0.250000", "sine": ""}
     assert lines.loc["G-RST", "Δη by steps"] == "0.249167"  # 300 steps, a rise of half a step too little
     assert lines.loc["G-RST", "Deviation"] == "-8.3e-04"
-    assert tables.caption(table).startswith("T = 300 steps; scale: `paper`.")
+    assert caption_of(table).startswith("T = 300 steps; scale: `paper`.")
     assert [file.name for file in tables.write(table)] == ["formulas.md", "formulas.csv", "formulas.tex"]
 
 
@@ -403,7 +404,7 @@ def test_a_table_without_runs_shows_what_follows_from_its_configs(load: Callable
 
 
 def test_the_caption_says_what_the_numbers_are_of(load: Callable[..., Table]) -> None:
-    caption = tables.caption(load("beside"))
+    caption = caption_of(load("beside"))
     for fact in (
         "Network: `wrn10_1`;",
         "data: `digits` (real images, 1,000 for training, 797 for testing (Cifar10), real images, 1,000 for training "
@@ -419,7 +420,7 @@ def test_the_caption_says_what_the_numbers_are_of(load: Callable[..., Table]) ->
 
 def test_a_smaller_scale_is_named_and_its_files_stand_apart(load: Callable[..., Table], tmp_path: Path) -> None:
     table = load("cifar", "scale=smoke")
-    caption = tables.caption(table)
+    caption = caption_of(table)
     assert (
         "data: `cifar10` (digits standing in, 128 for training, 100 for testing); epochs: 2; scale: `smoke`" in caption
     )
@@ -430,7 +431,7 @@ def test_a_smaller_scale_is_named_and_its_files_stand_apart(load: Callable[..., 
 def test_digits_in_place_of_a_data_set_stand_apart_at_full_size_too(load: Callable[..., Table], tmp_path: Path) -> None:
     table = load("cifar", "dataset.source=digits")
     assert folder_of(table) == tmp_path / "paper-digits"
-    assert "no target" in tables.caption(table)
+    assert "no target" in caption_of(table)
     assert folder_of(load("cifar")) == tmp_path
 
 
@@ -452,7 +453,7 @@ def test_the_markdown_has_title_rows_and_caption(load: Callable[..., Table]) -> 
     assert [cell.strip() for cell in header.strip("|").split("|")] == list(tables.readable(table))
     assert [row.split("|")[1].strip() for row in rows[:10]] == ["WRN28-10", *[""] * 7, "ViT-B16", ""]
     assert [row.split("|")[2].strip() for row in rows[:5]] == ["Cifar10", "", "", "", "Cifar100"]
-    assert " ".join(rows[11:]) == tables.caption(table)
+    assert " ".join(rows[11:]) == caption_of(table)
 
 
 def test_the_latex_is_well_formed_and_escaped(load: Callable[..., Table]) -> None:
@@ -539,17 +540,10 @@ def test_numbers_of_real_runs_are_those_of_their_records(tmp_path: Path) -> None
     assert sorted(records["schedule.p"].dropna()) == [0.5, 0.5]
 
 
-def report(monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts" / "report.py"), run_name="__main__")
-    return int(stop.value.code or 0)
-
-
 def test_the_command_prints_one_table_and_says_what_it_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report(monkeypatch, "alone", f"paths.runs={tmp_path / 'runs'}") == 0
+    assert script("report", "alone", f"paths.runs={tmp_path / 'runs'}") == 0
     out = capsys.readouterr().out
     assert out.startswith((tmp_path / "tables" / "alone.md").read_text())
     written = out.partition("Written:\n")[2].split()
@@ -559,9 +553,9 @@ def test_the_command_prints_one_table_and_says_what_it_wrote(
 
 
 def test_the_command_writes_several_tables_and_a_page_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report(monkeypatch, "alone", "times", "--page", f"paths.runs={tmp_path / 'runs'}") == 0
+    assert script("report", "alone", "times", "--page", f"paths.runs={tmp_path / 'runs'}") == 0
     out, err = capsys.readouterr()
     assert "2/2" in err
     first, *written = out.split()
@@ -581,12 +575,12 @@ def test_the_command_writes_several_tables_and_a_page_of_them(
 )
 def test_bad_input_is_answered_in_one_sentence(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    script: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     sentence: str,
 ) -> None:
-    assert report(monkeypatch, *words, f"paths.runs={tmp_path / 'runs'}") == 1
+    assert script("report", *words, f"paths.runs={tmp_path / 'runs'}") == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(sentence)

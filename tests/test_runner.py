@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from rst.experiments import estimate
 from rst.experiments.config import InputError, load_config
-from rst.experiments.estimate import NETWORKS, expected_passes, plan, speed, unique
+from rst.experiments.estimate import NETWORKS, expected_passes, plan, speed
 from rst.experiments.record import SUMMARY_KEYS, Record
-from rst.experiments.sweep import Job, Table, load_table
+from rst.experiments.sweep import Job, Table, jobs_of, load_table
 from rst.training import loop, run, runner
 
 TINY = ["recipe.epochs=1", "dataset.train_images=64", "dataset.test_images=50", "recipe.batch_size=32"]
@@ -102,7 +102,7 @@ def test_a_deleted_run_is_the_one_that_is_trained_again(copied: list[Job]) -> No
 
 def test_a_run_of_two_tables_is_one(tmp_path: Path) -> None:
     table = table_of(tmp_path)
-    assert [job.record.id for job in unique([table, table])] == [job.record.id for job in table.jobs]
+    assert [job.record.id for job in jobs_of([table, table])] == [job.record.id for job in table.jobs]
 
 
 def test_seeds_come_one_after_the_other(copied: list[Job]) -> None:
@@ -306,18 +306,11 @@ def test_workers_share_the_gpus_out_as_many_to_each_as_a_run_has(
 # ------------------------------------------------------------------------------------------------------- what it costs
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
-    return int(stop.value.code or 0)
-
-
 def test_a_dry_run_trains_nothing_and_says_what_a_sweep_would_cost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [*TINY, f"paths.runs={tmp_path / 'runs'}", "max_seeds=1"]
-    assert command(monkeypatch, "demo", "table05", "--dry-run", *overrides) == 0
+    assert script("sweep", "demo", "table05", "--dry-run", *overrides) == 0
     printed = capsys.readouterr().out
     assert "In all 4 runs: 0 done, 0 half done, 0 running, 0 failed, 4 missing" in printed
     assert re.search(r"missing +4 +SAM +digits-wrn10_1-constant-p1", printed)
@@ -335,11 +328,11 @@ def test_a_dry_run_of_many_runs_has_a_line_a_cell(copied: list[Job], monkeypatch
 
 
 def test_words_that_are_no_table_are_answered_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, "demos", "--dry-run") == 1
+    assert script("sweep", "demos", "--dry-run") == 1
     assert re.match(r"sweep.py: there is no table demos: choose one of .*demo", capsys.readouterr().err)
-    assert command(monkeypatch, "seed=1") == 2
+    assert script("sweep", "seed=1") == 2
     assert "no table: write a file of configs/tables" in capsys.readouterr().err
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 from omegaconf import DictConfig, OmegaConf
 
 from rst.experiments import sweep
 from rst.experiments.config import InputError, gamma_ratio, load_config, schedule_of, total_steps, variant
-from rst.experiments.record import run_id
-from rst.experiments.sweep import Cell, Table, load_table, load_tables, table_names
+from rst.experiments.identity import run_id
+from rst.experiments.sweep import Cell, Table, jobs_of, load_table, load_tables, table_names
 from rst.report.results import PAPER, paper_numbers, results
 
 # ---------------------------------------------------------------------------------------------- the tables of the paper
@@ -98,6 +99,10 @@ def test_tables_are_the_runs_of_the_paper(tables: dict[str, Table]) -> None:
     }
     for name, (_, expected) in RUNS_AND_PASSES.items():
         assert passes(tables[name]) == pytest.approx(expected, rel=1e-4), name  # a mean over T steps is off by 1/T
+
+
+def test_the_readme_says_how_many_runs_all_tables_are(tables: dict[str, Table]) -> None:
+    assert f"{len(jobs_of(tables.values())):,} runs in all" in (ROOT / "README.md").read_text()
 
 
 def test_tables_are_tables_and_figures_are_drawn_too(tables: dict[str, Table]) -> None:

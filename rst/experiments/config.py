@@ -298,6 +298,25 @@ def check(cfg: DictConfig) -> None:
     check_devices(cfg, torch_device(cfg))
 
 
+def refuse_foreign_code(cfg: DictConfig) -> None:
+    """Raise `InputError` where a config from elsewhere names code of others: Hydra calls whatever a config names."""
+    for node, builders in (("model", "rst.models"), ("schedule", "rst.schedules")):
+        own, *nested = _mappings(OmegaConf.to_container(cfg[node], resolve=True))
+        target = own.get("_target_")
+        if nested or not re.fullmatch(rf"{re.escape(builders)}\.\w+", str(target)):
+            raise InputError(f"its {node} is {target}, and not of {builders} alone.")
+
+
+def _mappings(value: Any) -> Iterator[dict[Any, Any]]:
+    """The mappings in a value: itself, and all that are nested in it or in its lists."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _mappings(item)
+
+
 def check_devices(cfg: DictConfig, device: torch.device) -> None:
     """Raise `InputError` where ``devices`` are not there, or do not get whole perturbations."""
     size = cfg.recipe.perturbation_batch or cfg.recipe.batch_size

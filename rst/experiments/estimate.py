@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rst.experiments.config import CONFIGS, InputError, load_config, schedule_of, total_steps, variant
 from rst.experiments.record import STATUSES, Record
-from rst.experiments.sweep import Job, Table
+from rst.experiments.sweep import Job, Table, jobs_of
 
 FEW = 60
 """So many runs are listed one by one; of more, each cell is a line."""
@@ -102,15 +102,10 @@ def _printed(cfg: DictConfig) -> Speed | None:
 
 def plan(tables: Sequence[Table]) -> str:
     """Every run with its status and passes, table by table, and what all of them together still cost."""
-    jobs = unique(tables)
+    jobs = jobs_of(tables)
     runs = {job.record.id: (job.record.status, expected_passes(job.cfg)) for job in jobs}
     parts = [_listing(table, runs, len(jobs) <= FEW) for table in tables]
     return "\n\n".join([*parts, _totals(jobs, runs)])
-
-
-def unique(tables: Iterable[Table]) -> list[Job]:
-    """The runs of all tables, each once."""
-    return list({job.record.id: job for table in tables for job in table.jobs}.values())
 
 
 Runs = dict[str, tuple[str, float]]

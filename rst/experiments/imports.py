@@ -20,8 +20,9 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from rst.experiments.config import InputError, bad_input
-from rst.experiments.record import SUMMARY_KEYS, Record, run_id, write_atomically
+from rst.experiments.config import InputError, bad_input, refuse_foreign_code
+from rst.experiments.identity import run_id
+from rst.experiments.record import SUMMARY_KEYS, Record, write_atomically
 
 
 class Run(Protocol):
@@ -108,10 +109,7 @@ def _config(run: Run) -> DictConfig:
     try:
         with bad_input():
             cfg = OmegaConf.create({key: value for key, value in _own(run.config).items() if key != "environment"})
-            # Hydra builds p(t) for the id. A config from elsewhere must not make it build, and so call, anything else.
-            target, nested = cfg.schedule["_target_"], any(map(OmegaConf.is_config, cfg.schedule.values()))
-            if nested or not re.fullmatch(r"rst\.schedules\.\w+", target):
-                raise InputError(f"its schedule is {target}")
+            refuse_foreign_code(cfg)
             described = run_id(cfg)
     except (InputError, AttributeError, LookupError, TypeError) as error:
         raise InputError(f"{run.id} has a config that is not one of this project's: {error}") from error

@@ -68,7 +68,16 @@ class Table:
     @property
     def jobs(self) -> list[Job]:
         """Every run once, cells in order: a run of two cells is one."""
-        return list({job.record.id: job for cell in self.cells for job in cell.jobs}.values())
+        return _once(job for cell in self.cells for job in cell.jobs)
+
+
+def jobs_of(tables: Iterable[Table]) -> list[Job]:
+    """The runs of all tables, each once: many are in several."""
+    return _once(job for table in tables for job in table.jobs)
+
+
+def _once(jobs: Iterable[Job]) -> list[Job]:
+    return list({job.record.id: job for job in jobs}.values())
 
 
 def table_names() -> list[str]:

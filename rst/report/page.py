@@ -13,13 +13,14 @@ from urllib.parse import quote
 
 import matplotlib as mpl
 import matplotlib.style
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from tqdm import tqdm
 
 from rst.experiments.config import InputError
 from rst.experiments.record import write_atomically
-from rst.experiments.sweep import Cell, Job, Table
+from rst.experiments.sweep import Cell, Job, Table, jobs_of
 from rst.report.figures import STYLE, draw
 from rst.report.results import folder_of, stands_in
 from rst.report.tables import caption, readable
@@ -50,7 +51,7 @@ def write(tables: Sequence[Table]) -> Path:
         raise InputError(f"one page holds one scale, but the results are those of {places}: write a page for each.")
     [folder] = names
     cells = [cell for table in tables for cell in table.cells]
-    jobs = list({job.record.id: job for table in tables for job in table.jobs}.values())
+    jobs = jobs_of(tables)
     done = [job for job in jobs if job.record.done]
     page = _template().render(
         scale=cells[0].cfg.scale,
@@ -95,19 +96,19 @@ def _images(cells: Sequence[Cell]) -> str:
 
 
 def _section(table: Table, folder: Path) -> dict[str, Any]:
-    done = sum(job.record.done for job in table.jobs)
+    done, shown = sum(job.record.done for job in table.jobs), readable(table)
     numbered = re.fullmatch(r"(table|figure)0*(\d+)", table.name)
     return {
         "name": table.name,
         "label": f"{numbered[1].capitalize()} {numbered[2]}" if numbered else "",
         "title": table.title,
-        "caption": caption(table),
+        "caption": caption(table, shown),
         "done": done,
         "wanted": len(table.jobs),
         "command": f"make {table.name} SCALE={table.cells[0].cfg.scale}",
         "figure": _figure(table) if table.draw != "table" and (done or not table.jobs) else "",
         "runs": _runs(table, folder),
-        **_numbers(table),
+        **_numbers(shown),
     }
 
 
@@ -119,9 +120,9 @@ def _figure(table: Table) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(drawing.getvalue()).decode()
 
 
-def _numbers(table: Table) -> dict[str, Any]:
+def _numbers(shown: pd.DataFrame) -> dict[str, Any]:
     """`readable` by network and data set, with n in a column of its own, and which columns have a spread."""
-    shown = readable(table)
+    shown = shown.copy()
     for header in shown:
         counted = shown[header].str.extract(r"^(.*?) ?\(?n = ([\d/]+)\)?$")
         if counted[1].notna().any():

@@ -136,12 +136,8 @@ def _text(values: pd.Series, form: str) -> pd.Series:
 # ------------------------------------------------------------------------------------------------------- the caption
 
 
-def caption(table: Table) -> str:
-    """What the numbers are of: networks, images, epochs, scale and seeds; and what each column is."""
-    return _caption(table, readable(table))
-
-
-def _caption(table: Table, shown: pd.DataFrame) -> str:
+def caption(table: Table, shown: pd.DataFrame) -> str:
+    """What the numbers are of: networks, images, epochs, scale and seeds; and what each column of `readable` is."""
     cells, scale = table.cells, table.cells[0].cfg.scale
     if table.jobs:
         sentences = [
@@ -187,7 +183,7 @@ def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
 
 def _markdown(table: Table, shown: pd.DataFrame) -> str:
     lines = _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
-    text = textwrap.fill(_caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
+    text = textwrap.fill(caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
     return f"# {table.title}\n\n{lines}\n\n{text}\n"
 
 
@@ -202,7 +198,7 @@ def _latex(table: Table, shown: pd.DataFrame) -> str:
         caption=table.title.translate(LATEX),
         label=f"tab:{table.name}",
     )
-    text = re.sub("`(.+?)`", r"\\texttt{\1}", _caption(table, shown).translate(LATEX))
+    text = re.sub("`(.+?)`", r"\\texttt{\1}", caption(table, shown).translate(LATEX))
     packages = r"% In the preamble: \usepackage{booktabs,longtable}"
     return packages + "\n{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n" + lines + "\\noindent " + text + "\\par}\n"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rst.experiments.config import InputError, check, one_sentence, torch_device
+from rst.experiments.config import InputError, check, one_sentence, refuse_foreign_code, torch_device
 from rst.training import checkpoint
 from rst.training.data import RunData
 from rst.training.evaluation import evaluate
@@ -41,15 +41,11 @@ def score(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, float]:
 
 
 def _saved_config(path: Path, text: Any, cfg: DictConfig) -> DictConfig:
-    """The checkpoint's config, checked: Hydra builds what it names, so that it must be a network of ours."""
+    """The config that the checkpoint holds, checked."""
     try:
         saved = OmegaConf.create(text)
         saved.paths, saved.dataset.root, saved.device = cfg.paths, cfg.dataset.root, cfg.device
-        nested = any(OmegaConf.is_dict(value) for node in ("model", "schedule") for value in saved[node].values())
-        if nested or not saved.model["_target_"].startswith("rst.models."):
-            raise ValueError("its network is none of this project's")
-        if not saved.schedule["_target_"].startswith("rst.schedules."):
-            raise ValueError("its schedule is none of this project's")
+        refuse_foreign_code(saved)
         check(saved)
     except Exception as error:  # a text of whatever content
         raise InputError(f"{path} has a config that is not one of this project's: {one_sentence(error)}") from error

@@ -928,7 +928,17 @@ def wrong_states(state: dict[str, Any]) -> dict[str, bytes]:
     }
     configs["cyclic"] = "&a\nb: *a"
     configs["code for the model"] = OmegaConf.to_yaml(OmegaConf.merge({**config, "model": touch}))
-    configs["code in the model"] = OmegaConf.to_yaml(OmegaConf.merge(config, {"model": {"depth": touch}}))
+    hidden = {
+        "code in the model": {"model": {"depth": touch}},
+        "code in a list of the model": {"model": {"blocks": [touch]}},
+        "code in a list of lists": {"model": {"blocks": [[touch]]}},
+        "code that the model refers to": {"model": {"depth": "${evaluate}"}, "evaluate": touch},
+        "code that a list of the model refers to": {"model": {"blocks": ["${evaluate}"]}, "evaluate": touch},
+        "code in the schedule": {"schedule": {"p": touch}},
+        "code behind our own": {"model": {**touch, "_target_": "rst.models.vit.torch.hub.shutil.copyfile"}},
+    }
+    for name, node in hidden.items():
+        configs[name] = OmegaConf.to_yaml(OmegaConf.merge(config, node))
     weights = state["model"]
     models = {"empty": {}, "list": [1], "number": 3, "text": "x", "one": dict(list(weights.items())[:1])}
     models |= {"shapes": {key: value[None] for key, value in weights.items()}, "types": dict.fromkeys(weights, 3)}
