@@ -927,15 +927,16 @@ def wrong_states(state: dict[str, Any]) -> dict[str, bytes]:
         "other": OmegaConf.to_yaml({"a": 1}),
     }
     configs["cyclic"] = "&a\nb: *a"
-    configs["code for the model"] = OmegaConf.to_yaml(OmegaConf.merge({**config, "model": touch}))
+    own = touch | {"_target_": "rst.models.common.nn.modules.module.torch.hub.shutil.copyfile"}
+    configs["code for the model"] = OmegaConf.to_yaml(OmegaConf.create({**config, "model": touch}))
+    configs["code behind our own"] = OmegaConf.to_yaml(OmegaConf.create({**config, "model": own}))
     hidden = {
         "code in the model": {"model": {"depth": touch}},
-        "code in a list of the model": {"model": {"blocks": [touch]}},
-        "code in a list of lists": {"model": {"blocks": [[touch]]}},
+        "code in a list of the model": {"model": {"more": [touch]}},
+        "code in a list of lists": {"model": {"more": [[touch]]}},
         "code that the model refers to": {"model": {"depth": "${evaluate}"}, "evaluate": touch},
-        "code that a list of the model refers to": {"model": {"blocks": ["${evaluate}"]}, "evaluate": touch},
+        "code that a list of the model refers to": {"model": {"more": ["${evaluate}"]}, "evaluate": touch},
         "code in the schedule": {"schedule": {"p": touch}},
-        "code behind our own": {"model": {**touch, "_target_": "rst.models.vit.torch.hub.shutil.copyfile"}},
     }
     for name, node in hidden.items():
         configs[name] = OmegaConf.to_yaml(OmegaConf.merge(config, node))
