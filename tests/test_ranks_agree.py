@@ -152,8 +152,8 @@ def test_weights_that_drift_apart_are_found_at_the_checkpoint_and_never_written(
 # Gradients that are not finite on one rank alone
 
 
-class Spoilt(loop.Run):
-    """One of its losses is not finite: at step 4, in the first or in the second pass."""
+class InfiniteLoss(loop.Run):
+    """At step 4, in the first pass or in the second."""
 
     in_pass = 1
 
@@ -163,21 +163,46 @@ class Spoilt(loop.Run):
         self.at = self.step
         if (self.step, self.passes) == (4, self.in_pass):
             (self.record.folder / "spoilt").touch()
-            losses = losses * torch.inf
+            losses = self.spoilt(losses)
         return losses, logits
 
+    def spoilt(self, losses: Tensor) -> Tensor:
+        return losses * torch.inf
 
-class SpoiltPerturbedPass(Spoilt):
-    """In the second."""
 
+class InfiniteGradient(InfiniteLoss):
+    """Of a loss that is finite."""
+
+    factor = torch.inf
+
+    def spoilt(self, losses: Tensor) -> Tensor:
+        losses.register_hook(lambda gradient: gradient * self.factor)
+        return losses
+
+
+class NanGradient(InfiniteGradient):
+    factor = torch.nan
+
+
+class InfinitePerturbedLoss(InfiniteLoss):
     in_pass = 2
 
 
+class InfinitePerturbedGradient(InfiniteGradient):
+    in_pass = 2
+
+
+class NanPerturbedGradient(NanGradient):
+    in_pass = 2
+
+
+LOSSES = [InfiniteLoss, InfinitePerturbedLoss]
+GRADIENTS = [InfiniteGradient, NanGradient, InfinitePerturbedGradient, NanPerturbedGradient]
 ONE_PERTURBATION = ("devices=2", "scheme=sam", "recipe.perturbation_batch=16")
 
 
-@pytest.mark.parametrize("spoilt", [Spoilt, SpoiltPerturbedPass])
-def test_one_rank_whose_loss_is_not_finite_stops_all_at_the_same_step(config, spoilt):
+@pytest.mark.parametrize("spoilt", LOSSES + GRADIENTS)
+def test_one_rank_whose_loss_or_gradient_is_not_finite_stops_all_at_the_same_step(config, spoilt):
     cfg = config(*ONE_PERTURBATION)
     first, second = refusals((*SAME, cfg), ("loop.Run", spoilt, cfg))
     assert first == second
@@ -185,11 +210,12 @@ def test_one_rank_whose_loss_is_not_finite_stops_all_at_the_same_step(config, sp
     assert checkpoint.load(open_record(cfg).checkpoint)["step"] == 3
 
 
-def test_under_a_loss_scaler_all_ranks_skip_the_step_and_keep_equal_weights(config):
+@pytest.mark.parametrize("spoilt", GRADIENTS)
+def test_under_a_loss_scaler_all_ranks_skip_the_step_and_keep_equal_weights(config, spoilt):
     """Equal, or the checkpoint would have refused them."""
     small = ("dataset.train_images=24", "recipe.batch_size=8", "recipe.perturbation_batch=4")
     cfg = config("devices=2", "scheme=sam", "autocast=float16", *small)
-    records = on_ranks(trained_with, (*SAME, cfg), ("loop.Run", SpoiltPerturbedPass, cfg))
+    records = on_ranks(trained_with, (*SAME, cfg), ("loop.Run", spoilt, cfg))
     assert isinstance(records[0], Record), records
     assert (records[0].folder / "spoilt").exists()
     assert all(value.isfinite().all() for value in checkpoint.load(records[0].checkpoint)["model"].values())

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,24 @@ def test_a_run_that_is_queued_is_not_queued_twice(runs: Path) -> None:
     until(no_job_is_left, seconds=60)
 
 
-def test_a_job_that_nears_its_limit_is_queued_again_and_goes_on_where_it_was(runs: Path) -> None:
+def near_the_limit(name: str) -> None:
+    slurm("scancel", "--signal=USR2", name)
+
+
+def preempt(name: str) -> None:
+    """By a job that needs the whole node."""
+    slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+
+
+@pytest.mark.parametrize("stop", [near_the_limit, preempt])
+def test_a_job_that_slurm_stops_is_queued_again_and_goes_on_where_it_was(runs: Path, stop: Callable) -> None:
     long = [*SMALL, "recipe.epochs=150"]
     sweep(runs, *long)
     first, *others = (job.record for job in jobs(runs, *long))
     until(lambda: len(first.metrics) > 2, seconds=120)
     slurm("scancel", *((record.folder / "slurm.txt").read_text() for record in others))
     name = (first.folder / "slurm.txt").read_text()
-    slurm("scancel", "--signal=USR2", name)  # as Slurm does before the limit
+    stop(name)
     until(lambda: "PENDING" in slurm("squeue", "--noheader", "--format=%T", f"--jobs={name}"), seconds=60)
     before = first.metrics
     assert first.checkpoint.exists()
