@@ -5,6 +5,7 @@ One pair of processes runs every scenario once and hands back what it saw; the t
 
 import datetime
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -115,13 +116,34 @@ def run_unwrapped(rank: int) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def run_sharded(rank: int) -> str:
-    from torch.distributed.fsdp import fully_shard
+def run_sharded(rank: int) -> dict[str, str]:
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor import distribute_module
 
-    model = perceptron()
-    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (RANKS,)))
-    try:
+    mesh = dist.device_mesh.init_device_mesh("cpu", (RANKS,))
+
+    def at_once(model: nn.Module) -> None:
         rst.RST(model, RHO, ALWAYS)
+
+    def sharded_later(model: nn.Module) -> None:
+        method = rst.RST(DistributedDataParallel(model), RHO, ALWAYS)
+        fully_shard(model, mesh=mesh)
+        next(method.passes())
+
+    cases = {
+        "fully_shard": lambda: at_once(fully_shard(perceptron(), mesh=mesh)),
+        "fully_shard, later": lambda: sharded_later(perceptron()),
+        "FullyShardedDataParallel": lambda: at_once(
+            FullyShardedDataParallel(perceptron(), device_id=torch.device("cpu"))
+        ),
+        "DTensor": lambda: at_once(distribute_module(perceptron(), mesh)),
+    }
+    return {name: refusal(case) for name, case in cases.items()}
+
+
+def refusal(case: Callable[[], object]) -> str:
+    try:
+        case()
     except ValueError as error:
         return str(error)
     return "accepted"
@@ -230,5 +252,8 @@ def test_a_model_that_is_not_wrapped_warns(ranks):
     assert "not wrapped" in ranks[0]["unwrapped"][0]
 
 
-def test_parameters_sharded_over_ranks_are_refused(ranks):
-    assert "sharded over ranks" in ranks[0]["sharded"]
+@pytest.mark.parametrize("how", ["fully_shard", "fully_shard, later", "FullyShardedDataParallel", "DTensor"])
+def test_parameters_sharded_over_ranks_are_refused(ranks, how):
+    for rank in ranks:
+        assert "sharded over ranks" in rank["sharded"][how]
+        assert "use DistributedDataParallel" in rank["sharded"][how]
