@@ -141,24 +141,28 @@ def train_quietly(cfg: DictConfig, every_epoch: bool = False) -> Record:
 # ------------------------------------------------------------------------------------------------- one rank of several
 
 
-def train_rank(cfg: DictConfig, every_epoch: bool, last: int) -> int:
-    """The run on this rank, which is killed at a moment; how many moments it has had."""
+def train_rank(cfg: DictConfig, every_epoch: bool, last: int) -> tuple[int, float]:
+    """The run on this rank, which is killed at a moment; how many moments it has had, and how many seconds."""
     distributed.PATIENCE = 0.5
-    moments = with_moments(last)
+    moments, begin = with_moments(last), time.monotonic()
     train_quietly(cfg, every_epoch)
-    return moments.count
+    return moments.count, time.monotonic() - begin
 
 
-def train_py_with_kill(overrides: list[str], output: Path, rank: int, last: int) -> None:
-    """``python train.py *overrides``, by whose launcher one rank is killed at a moment."""
+def train_py_with_kill(overrides: list[str], output: Path, rank: int, last: int, after: float) -> None:
+    """``python train.py *overrides``, by whose launcher one rank is killed at a moment, or after so many seconds."""
     distributed.START_METHOD = "forkserver"
     launch = loop.launch
-    loop.launch = lambda function, count, *arguments: launch(_on_rank, count, rank, last, function, arguments)
+    loop.launch = lambda function, count, *arguments: launch(_on_rank, count, rank, last, after, function, arguments)
     train_py(overrides, output)
 
 
-def _on_rank(rank: int, last: int, function: Callable[..., Any], arguments: tuple) -> Any:
-    with_moments(last if int(os.environ["RANK"]) == rank else 0)
+def _on_rank(rank: int, last: int, after: float, function: Callable[..., Any], arguments: tuple) -> Any:
+    if int(os.environ["RANK"]) == rank:
+        with_moments(last)
+        clock = threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL))
+        clock.daemon = True
+        clock.start()
     with_checkpoints_of_every_epoch()
     distributed.PATIENCE = 0.5
     return function(*arguments)

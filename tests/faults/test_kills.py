@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from conftest import PROCESSES, on_ranks, ranks
@@ -24,9 +25,9 @@ from rst.experiments.record import Record, open_record
 pytestmark = pytest.mark.faults
 
 KILLS = int(os.environ.get("RST_KILLS", "200"))
-"""At random moments; a tenth of them are of one of two ranks, a few of a rank of our launcher, or of the launcher."""
+"""At random moments; a tenth of them are of one of two ranks, some of a rank of our launcher, a few of it itself."""
 
-OF_A_RANK, OF_A_LAUNCHED_RANK, OF_A_LAUNCHER = KILLS // 10, KILLS // 25, KILLS // 50
+OF_A_RANK, OF_A_LAUNCHED_RANK, OF_A_LAUNCHER = KILLS // 10, KILLS // 16, KILLS // 50
 OF_ONE_PROCESS = KILLS - OF_A_RANK - OF_A_LAUNCHED_RANK - OF_A_LAUNCHER
 MOST = 4
 """Kills of one run."""
@@ -143,7 +144,7 @@ OF_RANKS = {
 def test_two_ranks_of_which_one_is_killed_name_it_and_end_as_if_it_had_not_been(fresh, name):
     fresh = partial(fresh, "devices=2", *OF_RANKS[name])
     expected = fresh()
-    moments = on_ranks(train_rank, *[(expected, True, 0)] * 2)
+    moments = [count for count, _ in on_ranks(train_rank, *[(expected, True, 0)] * 2)]
     draw = drawing("ranks", name)
 
     def one_run(most: int) -> int:
@@ -177,14 +178,15 @@ def a_rank_is_killed(cfg: DictConfig, draw: Random, moments: list[int]) -> bool:
 
 
 def test_train_py_says_which_rank_was_killed_and_goes_on(fresh, overrides, tmp_path):
+    """Half by the clock, from when the ranks begin to look for each other."""
     expected = fresh("devices=2")
-    moments = on_ranks(train_rank, *[(expected, True, 0)] * 2)
+    moments, seconds = zip(*on_ranks(train_rank, *[(expected, True, 0)] * 2), strict=True)
     draw = drawing("train.py")
 
-    def train_py(cfg: DictConfig, rank: int, last: int) -> tuple[int | None, str]:
+    def train_py(cfg: DictConfig, rank: int, last: int = 0, after: float = 120.0) -> tuple[int | None, str]:
         more = [*overrides, EPOCHS, "devices=2", f"paths.runs={cfg.paths.runs}"]
         output = tmp_path / "output.txt"
-        process = PROCESSES.Process(target=train_py_with_kill, args=(more, output, rank, last))
+        process = PROCESSES.Process(target=train_py_with_kill, args=(more, output, rank, last, after))
         process.start()
         process.join(60)
         return process.exitcode, output.read_text()
@@ -193,10 +195,13 @@ def test_train_py_says_which_rank_was_killed_and_goes_on(fresh, overrides, tmp_p
         cfg, kills = fresh("devices=2"), 0
         for _ in range(most):
             rank = draw.randrange(2)
-            code, said = train_py(cfg, rank, draw.randint(1, moments[rank]))
+            last, after = draw.randint(1, moments[rank]), draw.uniform(0, seconds[rank])
+            when: dict[str, Any] = {"last": last} if draw.random() < 0.5 else {"after": after}
+            code, said = train_py(cfg, rank, **when)
             if code == 0:
                 break
-            done["kills of one rank of the launcher"] += 1
+            at = "by the clock" if "after" in when else "at a moment"
+            done[f"kills of one rank of the launcher {at}"] += 1
             kills += 1
             assert code == 1
             # It may follow the bar of the rank that was killed, which nobody has ended.
@@ -205,7 +210,7 @@ def test_train_py_says_which_rank_was_killed_and_goes_on(fresh, overrides, tmp_p
                 f"train.py: rank {rank} of 2 was killed by SIGKILL: the same command goes on from the last checkpoint."
             )
             assert "Traceback" not in said
-        assert train_py(cfg, 0, 0)[0] == 0
+        assert train_py(cfg, 0)[0] == 0
         assert_whole(open_record(cfg), open_record(expected))
         return kills
 
@@ -222,7 +227,7 @@ def test_a_launcher_that_is_killed_leaves_ranks_that_end_and_a_run_that_goes_on(
         more = [*overrides, EPOCHS, "devices=2", f"paths.runs={cfg.paths.runs}"]
         record, limit = open_record(cfg), time.monotonic() + 60
         while not record.done:
-            process = PROCESSES.Process(target=train_py_with_kill, args=(more, tmp_path / "output.txt", 0, 0))
+            process = PROCESSES.Process(target=train_py_with_kill, args=(more, tmp_path / "output.txt", 0, 0, 120.0))
             process.start()
             epochs = draw.randrange(EPOCHS_OF_A_RUN) if kills < most else EPOCHS_OF_A_RUN
             while process.is_alive() and (epochs == EPOCHS_OF_A_RUN or len(record.metrics) < epochs):
