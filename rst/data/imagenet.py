@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from rst.data.augment import BatchTransform, to_device
-from rst.data.loader import normalisation, normalised, share_of_batch
+from rst.data.loader import normalisation, normalised, order_of_epoch, share_of_batch
 from rst.streams import stream
 
 PLACES = (".", "imagenet", "ILSVRC/Data/CLS-LOC")
@@ -313,7 +313,7 @@ class FileLoader:
 
         The labels are int64, or soft targets ``[B, num_classes]`` under mixup. Raises `ValueError` on a damaged file.
         """
-        order = torch.randperm(len(self.files), generator=stream("order", self.seed, epoch))
+        order = order_of_epoch(len(self.files), self.seed, epoch)
         steps = range(first_step, len(self))
         batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
         if not self.transforms:  # mixup pairs images across ranks, so that transforms need the whole batch

@@ -55,7 +55,7 @@ class Loader:
 
         The labels are int64, or soft targets ``[B, num_classes]`` under mixup.
         """
-        order = torch.randperm(len(self.labels), generator=stream("order", self.seed, epoch))
+        order = order_of_epoch(len(self.labels), self.seed, epoch)
         for step in range(first_step, len(self)):
             yield self._batch(epoch, step, order[step * self.batch_size : (step + 1) * self.batch_size])
 
@@ -70,6 +70,11 @@ class Loader:
         for transform in self.transforms:
             images, labels = transform(images, labels, generator)
         return images[self.share], labels[self.share]
+
+
+def order_of_epoch(images: int, seed: int, epoch: int) -> Tensor:
+    """The rows of the training images as an epoch shows them: int64 [images]."""
+    return torch.randperm(images, generator=stream("order", seed, epoch))
 
 
 def share_of_batch(batch_size: int, images: int, rank: int, world_size: int) -> slice:

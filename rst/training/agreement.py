@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import rst
+from rst.data.loader import order_of_epoch
 from rst.experiments.config import InputError
-from rst.streams import stream
 from rst.training.data import RunData
 from rst.training.distributed import World
 
@@ -52,7 +52,7 @@ def compare(world: World, facts: Callable[[], dict[str, Any]], when: str = "") -
 
 def facts_of_a_run(cfg: DictConfig, device: torch.device, data: RunData, model: nn.Module) -> dict[str, Any]:
     """What determines a run: its config, the code, the data and their order, the initial weights."""
-    orders = [torch.randperm(len(data.train), generator=stream("order", cfg.seed, epoch)) for epoch in range(2)]
+    orders = [order_of_epoch(len(data.train), cfg.seed, epoch) for epoch in range(2)]
     return {
         **dict(_flat(OmegaConf.to_container(cfg))),
         "the code": digest_of_code(PACKAGE),

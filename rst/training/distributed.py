@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -278,7 +279,10 @@ def launch(function: Callable[..., T], count: int, *arguments: Any) -> T:
         except ChildFailedError as error:
             if requests:
                 raise Interrupted("stopped; the same command goes on from the last checkpoint.", requests[0]) from None
-            raise _last_words(*error.get_first_failure(), count) from None
+            rank, failure = error.get_first_failure()
+            if rank == 0 and failure.exitcode < 0:
+                print(file=sys.stderr)  # it can no more end the line of its bar
+            raise _last_words(rank, failure, count) from None
         finally:
             logging.disable(logging.NOTSET)
     if isinstance(outcome, Interrupted):

@@ -204,8 +204,7 @@ def test_train_py_says_which_rank_was_killed_and_goes_on(fresh, overrides, tmp_p
             done[f"kills of one rank of the launcher {at}"] += 1
             kills += 1
             assert code == 1
-            # It may follow the bar of the rank that was killed, which nobody has ended.
-            (sentence,) = re.findall(r"train\.py: .*", said)
+            (sentence,) = re.findall(r"^train\.py: .*", said, re.MULTILINE)
             assert sentence == (
                 f"train.py: rank {rank} of 2 was killed by SIGKILL: the same command goes on from the last checkpoint."
             )
