@@ -6,6 +6,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -113,3 +114,17 @@ def on_ranks(function: Callable[..., Any], *arguments_of_ranks: tuple) -> list[A
     """What each of the `ranks` returned or raised."""
     with ranks(function, *arguments_of_ranks) as answers:
         return [answer.recv() for answer in answers]
+
+
+def seen_on_ranks(function: Callable[[int], Any], count: int, folder: Path) -> list[Any]:
+    """What a function of the rank returns on each of some ranks that gloo connects; of tensors and plain values."""
+    torch.multiprocessing.spawn(_seen, (function, count, str(folder)), nprocs=count)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _seen(rank: int, function: Callable[[int], Any], count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    rendezvous, patience = f"file://{folder}/rendezvous", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=count, timeout=patience)
+    torch.save(function(rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

@@ -3,16 +3,14 @@
 One pair of processes runs every scenario once and hands back what it saw; the tests compare.
 """
 
-import datetime
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import seen_on_ranks
 from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron, perturbed_gradient
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -149,15 +147,7 @@ def refusal(case: Callable[[], object]) -> str:
     return "accepted"
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=60),
-    )
+def run_rank(rank: int) -> dict:
     seen = {name: run_scenario(rank, **scenario) for name, scenario in SCENARIOS.items()}
     plain = {"synced": False, "c": 2.0, "views": True, "micro_batches": 2}
     seen["closed gate"] = run_scenario(rank, **plain, schedule=schedules.never())
@@ -167,15 +157,12 @@ def run_rank(rank: int, folder: str) -> None:
     seen["stochastic depth"] = run_stochastic_depth(rank)
     seen["unwrapped"] = run_unwrapped(rank)
     seen["sharded"] = run_sharded(rank)
-    torch.save(seen, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return seen
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return seen_on_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 # ---------------------------------------------------------------------------------- the same, written out by hand

@@ -3,16 +3,14 @@
 One pair of processes runs every scenario once and hands back what it saw; the tests compare.
 """
 
-import datetime
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import seen_on_ranks
 from textbook import assert_bitwise, clean_gradient, perceptron
 from textbook_variants import (
     Asam,
@@ -155,27 +153,16 @@ def run_partly_used(rank: int, name: str) -> list[Tensor | None]:
     return [None if p.grad is None else p.grad.clone() for p in parallel.parameters()]
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=60),
-    )
+def run_rank(rank: int) -> dict:
     seen = {name: run_scenario(rank, **scenario) for name, scenario in SCENARIOS.items()}
     seen |= {f"{name}, partly used": run_partly_used(rank, name) for name in CASES}
     seen |= {f"{name}, synced": run_synced(rank, name) for name in ("asam", "esam", "ssam_f", "ssam_d")}
-    torch.save(seen, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return seen
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("ranks of the variants")
-    mp.spawn(run_rank, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return seen_on_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks of the variants"))
 
 
 # ---------------------------------------------------------------------------------- the same, written out by hand

@@ -95,7 +95,9 @@ def run(script: str, arguments: Iterable[str]) -> Answer:
 
 def defect(script: str, answer: Answer) -> str:
     """What is wrong with the answer to a wrong command; empty where nothing is."""
-    name, lines = Path(script).name, re.sub(r"\r[^\n]*(\n(?=\r|\Z|\w+\.py: )|(?=\n))", "", answer.err).splitlines()
+    name = Path(script).name
+    err = re.sub(r"\r[^\n]*\r +\r(?=\w+\.py: )", "", answer.err)  # a bar that was wiped off
+    lines = re.sub(r"\r[^\n]*(\n(?=\r|\Z|\w+\.py: )|(?=\n))", "", err).splitlines()
     if answer.code == 0:
         return "was taken as right"
     if "Traceback" in answer.err:
