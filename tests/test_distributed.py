@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from rst.experiments.config import InputError
 from rst.experiments.record import Record, open_record
-from rst.training import Interrupted, checkpoint, distributed, loop, train
+from rst.experiments.sweep import load_table
+from rst.training import Interrupted, checkpoint, distributed, loop, run, train
 from rst.training.distributed import joined, launch
 from rst.training.evaluation import evaluate
 
@@ -376,6 +377,18 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_runs_of_a_sweep_on_two_devices_each_side_by_side_are_those_alone(overrides, tmp_path, capfd):
+    more = ["devices=2", "max_seeds=1", "recipe.epochs=1", "dataset.train_images=64"]
+    jobs = load_table("demo", [*overrides, *more]).jobs[1:3]
+    assert run(jobs, workers=2) == []
+    assert "Warning" not in capfd.readouterr().err  # that its gate, of so few steps, never opens
+    for job in jobs:
+        cfg = job.cfg.copy()
+        cfg.paths.runs = str(tmp_path / "alone")
+        assert_same_outcome(job.record, on_ranks(quiet_train, (cfg,), (cfg,))[0])
 
 
 @pytest.mark.slow

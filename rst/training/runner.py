@@ -186,6 +186,7 @@ def _set_up_worker(threads: int, gpus: str | None) -> None:
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before this process asks CUDA for anything
     warnings.simplefilter("ignore")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in the ranks of a run on several devices
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and ends a run, but not its worker
     threading.Thread(target=end_with_parent, daemon=True).start()
 
