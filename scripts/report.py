@@ -1,6 +1,7 @@
 """Write tables and figures from the run records: python scripts/report.py table03 figures [--page] [key=value ...]"""
 
 import argparse
+import signal
 import sys
 
 from tqdm import tqdm
@@ -47,4 +48,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Hydra takes KeyboardInterrupt for bad input
     sys.exit(main())

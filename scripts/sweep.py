@@ -1,6 +1,7 @@
 """Train the runs of tables that are missing: python scripts/sweep.py table03 figures [--workers 2] [key=value ...]"""
 
 import argparse
+import signal
 import sys
 
 from rst.experiments.config import InputError
@@ -38,11 +39,10 @@ def main() -> int:
             return 0
         if arguments.launcher == "slurm":
             return queue(tables)
+        failures = run(jobs_of(tables), arguments.workers)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
-    try:
-        failures = run(jobs_of(tables), arguments.workers)
     except Interrupted as stop:
         print(f"sweep.py: {stop}", file=sys.stderr)
         return 128 + stop.signal_number
@@ -63,4 +63,5 @@ def queue(tables: list[Table]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Hydra takes KeyboardInterrupt for bad input
     sys.exit(main())

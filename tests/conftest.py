@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def command(tmp_path: Path) -> Callable[..., tuple[BaseProcess, Path]]:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """Run ``python scripts/<name>.py *words`` in this process; its exit status."""
 
     def run(name: str, *words: object) -> int:
@@ -67,7 +68,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
             runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
         return int(stop.value.code or 0)
 
-    return run
+    handler = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, handler)
 
 
 def train_py(overrides: list[str], output: Path) -> None:

@@ -32,6 +32,7 @@ from rst.training import loop, run, runner
 
 TINY = ["recipe.epochs=1", "dataset.train_images=64", "dataset.test_images=50", "recipe.batch_size=32"]
 TINY += ["recipe.perturbation_batch=32", "device=cpu"]
+EPOCHS = "recipe.epochs=60"
 
 
 def table_of(folder: Path, *overrides: str, seeds: int = 1) -> Table:
@@ -142,7 +143,7 @@ def test_a_run_that_fails_is_named_and_kept_and_stops_no_other_and_is_tried_agai
 
 
 def test_a_worker_that_is_killed_costs_the_run_it_was_at_and_no_other(tmp_path: Path) -> None:
-    jobs = demo(tmp_path, "recipe.epochs=40")[:3]
+    jobs = demo(tmp_path, EPOCHS)[:3]
 
     def kill_a_worker() -> None:
         while not all(job.record.metrics for job in jobs[:2]):
@@ -178,6 +179,7 @@ def _sweep_py(method: str, overrides: tuple[str, ...], output: Path) -> None:
         os.dup2(file.fileno(), 2)
     tqdm.monitor_interval = 0  # no thread, or a fork may find its locks taken
     runner.get_context = lambda _: multiprocessing.get_context(method)
+    runner.SECONDS_BETWEEN_LOOKS = 0.02  # the run is one of a second
     sys.argv = ["sweep.py", "demo", "--workers=1", *overrides]
     runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
 
@@ -185,19 +187,19 @@ def _sweep_py(method: str, overrides: tuple[str, ...], output: Path) -> None:
 def test_a_sweep_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
     tmp_path: Path, sweep_py: Callable[..., BaseProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    undisturbed, jobs = demo(tmp_path / "undisturbed", "recipe.epochs=40")[:1], demo(tmp_path, "recipe.epochs=40")[:1]
+    undisturbed, jobs = demo(tmp_path / "undisturbed", EPOCHS)[:1], demo(tmp_path, EPOCHS)[:1]
     record = jobs[0].record
-    for number, method in ((signal.SIGINT, "fork"), (signal.SIGKILL, "spawn")):
+    for number, method in ((signal.SIGINT, "fork"), (signal.SIGTERM, "fork"), (signal.SIGKILL, "spawn")):
         epochs = len(record.metrics)
-        process = sweep_py(method, *TINY, "recipe.epochs=40", f"paths.runs={tmp_path / 'runs'}")
+        process = sweep_py(method, *TINY, EPOCHS, f"paths.runs={tmp_path / 'runs'}")
         assert process.pid
         while len(record.metrics) < epochs + 3:
             assert process.is_alive()
             time.sleep(0.01)
         os.kill(process.pid, number)
         process.join(120)
-        if number == signal.SIGINT:
-            assert process.exitcode == 130
+        if number != signal.SIGKILL:
+            assert process.exitcode == 128 + number
             assert "sweep.py: stopped; the same command goes on from here" in (tmp_path / "output.txt").read_text()
         while record.status == "running":  # a worker outlives its runner for as long as a checkpoint takes
             time.sleep(0.01)
@@ -205,7 +207,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_if_it_had_not_been(
 
     assert run(jobs, workers=1) == run(undisturbed, workers=1) == []
     assert "1 runs: 0 done, 1 half done" in capsys.readouterr().out
-    assert len(record.metrics) == 40
+    assert len(record.metrics) == 60
     assert but_for_times(record) == but_for_times(undisturbed[0].record)
 
 

@@ -23,6 +23,7 @@ from rst.experiments.record import STATUSES, Locked, Record, open_record
 from rst.experiments.sweep import Job
 from rst.training.distributed import end_with_parent
 from rst.training.loop import Interrupted, train
+from rst.training.progress import stop_requests
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """Between two looks at how far the runs are, and at what other processes have left."""
@@ -33,19 +34,23 @@ def run(jobs: Sequence[Job], workers: int | None = None) -> list[str]:
 
     By default there are as many workers as GPUs, or as cores where there is no GPU; GPUs are shared out among them.
     A run that fails does not stop the others. A run that another process trains is left to it, and waited for.
-    Raises `Interrupted` on Ctrl-C.
+    Raises `Interrupted` after a signal that asks to stop, when the runs at work have written their checkpoints.
     """
     devices = max((job.cfg.devices for job in jobs), default=1)  # of a run
     gpus = torch.cuda.device_count() // devices if any(job.cfg.device in ("auto", "cuda") for job in jobs) else 0
     sweep = _Sweep(jobs, workers or gpus or max(1, (os.cpu_count() or 1) // devices), gpus, devices)
-    try:
-        sweep.to_the_end()
-    except KeyboardInterrupt as stop:
-        for worker in active_children():
-            worker.terminate()  # SIGTERM, on which a run writes its checkpoint
-        raise Interrupted("stopped; the same command goes on from here", signal.SIGINT) from stop
-    finally:
-        sweep.close()
+    requests: list[int] = []
+    with stop_requests(requests.append):
+        try:
+            while sweep.go_on() and not requests:
+                pass
+        finally:
+            if requests:
+                for worker in active_children():
+                    worker.terminate()  # SIGTERM, on which a run writes its checkpoint
+            sweep.close()
+    if requests:
+        raise Interrupted("stopped; the same command goes on from here.", requests[0])
     return sweep.failures
 
 
@@ -88,21 +93,19 @@ class _Sweep:
                 except InputError as error:
                     self._fail(job, str(error))
 
-    def to_the_end(self) -> None:
-        """Until every run is done or has failed, here or in another process."""
-        while True:
-            self._start()
-            self._show()
-            if self.running:
-                for future in wait(self.running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
-                    self._collect(future)
-            elif self.queue:
-                if not self.told:
-                    self.bar.write(f"waits for {len(self.queue)} runs of another process")
-                self.told = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-            else:
-                return
+    def go_on(self) -> bool:
+        """Until a run ends, or a look is due; whether some are not yet done or failed, here or in another process."""
+        self._start()
+        if self.running:
+            for future in wait(self.running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+                self._collect(future)
+        elif self.queue:
+            if not self.told:
+                self.bar.write(f"waits for {len(self.queue)} runs of another process")
+            self.told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._show()
+        return bool(self.running or self.queue)
 
     def close(self) -> None:
         """Wait for the workers, and leave the line as it stands."""
