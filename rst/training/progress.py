@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared by processes, and one that is killed would leave it behind
+
 
 class Progress:
     """A bar on a terminal, now and then a line elsewhere; the figures are computed only when they are shown."""
