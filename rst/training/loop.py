@@ -39,8 +39,6 @@ from rst.training.metrics import EpochSums
 from rst.training.microbatches import micro_batches
 from rst.training.progress import Interrupted, Progress, stop_requests
 
-__all__ = ["Interrupted", "train"]
-
 
 def train(cfg: DictConfig, show_progress: bool = True) -> Record:
     """Train the run that ``cfg`` describes, from where its record stands, to its summary; a run that is done is kept.

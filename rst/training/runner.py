@@ -22,8 +22,8 @@ from rst.experiments.estimate import expected_passes
 from rst.experiments.record import STATUSES, Locked, Record, open_record
 from rst.experiments.sweep import Job
 from rst.training.distributed import end_with_parent
-from rst.training.loop import Interrupted, train
-from rst.training.progress import stop_requests
+from rst.training.loop import train
+from rst.training.progress import Interrupted, stop_requests
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """Between two looks at how far the runs are, and at what other processes have left."""

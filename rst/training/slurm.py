@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from rst.experiments.config import InputError, bad_input
 from rst.experiments.record import Record, open_record, write_atomically
 from rst.experiments.sweep import Job
-from rst.training.loop import Interrupted, train
+from rst.training.loop import train
+from rst.training.progress import Interrupted
 
 TIMES_OVER_THE_LIMIT = 1000
 """How often one job may reach its time limit and be queued again."""
