@@ -141,7 +141,7 @@ class Run:
         mirror = Mirror(self.cfg, self.record)
         progress = Progress(self.total_steps, self.step, self.record.id, self.show_progress)
         lookout = Lookout(self.world, self.step)
-        saved, cost = time.monotonic(), 0.0
+        saved, cost = self.seconds, 0.0
         try:
             self._warm_up()
             with stop_requests(lookout.requests.append):
@@ -155,15 +155,15 @@ class Run:
                     self.world.first(partial(self.record.append, metrics))
                     mirror.log(metrics)
                     self.sums = EpochSums(self.device)
-                    # As often as keeps the cost of checkpoints below a hundredth of the time.
-                    due = time.monotonic() - saved >= 100 * cost
+                    # Half a hundredth of the training time, and the first and the last checkpoint.
+                    due = self.seconds - saved >= 200 * cost
                     signal_number, save = self.world.max(lookout.request, due)
                     if signal_number and epoch + 1 < epochs:
                         self._stop(int(signal_number))
                     if save or epoch + 1 == epochs:
-                        saved = time.monotonic()
+                        begin, saved = time.monotonic(), self.seconds
                         self._save()
-                        cost = time.monotonic() - saved
+                        cost = time.monotonic() - begin
             summary = self._summary()
             self.world.first(lambda: self.record.finish(summary))
             mirror.finish(summary)
