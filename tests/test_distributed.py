@@ -64,7 +64,10 @@ IMAGES = ("dataset=cifar10", "dataset.source=digits", "scale=smoke", "dataset.tr
 EQUAL = {
     "SGD": ("scheme=sgd",),
     "G-RST": ("scheme=grst", "seed=2"),
+    "ASAM": ("scheme=sam", "variant=asam"),
+    "GSAM": ("scheme=sam", "variant=gsam"),
     "LookSAM": ("scheme=sam", "variant=looksam", "variant.k=2"),
+    "ESAM": ("scheme=sam", "variant=esam"),
     "dropout, mixup, label noise, validation images": (
         *IMAGES,
         *("model=vgg16_bn", "augmentation=mixup", "dataset.label_noise=0.2", "dataset.validation=7"),
