@@ -26,6 +26,10 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["rst.training", "rst.models", "sklearn.datasets"])
 
 
+# A shell starts what runs in the background with SIGINT ignored, and all processes of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def overrides(tmp_path: Path) -> list[str]:
     """The command line of a run of 2 epochs of 3 steps, each of 2 perturbations: about a third of a second."""
