@@ -50,6 +50,15 @@ def config(overrides: list[str]) -> Callable[..., DictConfig]:
 
 
 @pytest.fixture
+def real_data() -> Path:
+    """The folder with CIFAR that RST_DATA names. Where there is none the test is skipped: users need not have it."""
+    folder = Path(os.environ.get("RST_DATA") or "/-")
+    if not folder.is_dir():
+        pytest.skip("RST_DATA names no folder with CIFAR")
+    return folder
+
+
+@pytest.fixture
 def command(tmp_path: Path) -> Callable[..., tuple[BaseProcess, Path]]:
     """Start ``python train.py *overrides`` in a process of its own; the process, and the file of what it prints."""
 

@@ -12,6 +12,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from test_recipes import TABLE_16, values
 
+from rst.data.cifar import SPECS
+from rst.experiments.record import Record
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
@@ -115,12 +118,12 @@ def test_bad_input_is_one_sentence_on_stderr_exit_code_1_and_nothing_written(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(os.environ.get("RST_DATA", "-")).is_dir(), reason="RST_DATA names no folder with CIFAR")
-def test_smoke_run_trains_on_real_cifar10_to_the_end(tmp_path: Path) -> None:
+def test_a_small_network_learns_from_real_cifar10(tmp_path: Path, real_data: Path) -> None:
     paths = [f"paths.{key}={tmp_path / key}" for key in ("cache", "runs")]
-    root = f"dataset.root={os.environ['RST_DATA']}"
-    result = run(["dataset=cifar10", root, "model=resnet18", "scheme=grst", "scale=smoke", *paths], tmp_path)
+    data = [f"dataset.root={real_data}", "dataset.source=auto", "dataset.train_images=1024", "dataset.test_images=500"]
+    small = ["dataset=cifar10", "model=resnet18", "scheme=grst", "scale=smoke", "recipe.epochs=4"]
+    result = run([*small, *data, *paths], tmp_path)
     assert result.returncode == 0, result.stderr
-    (summary,) = summaries(tmp_path / "runs").values()
-    assert summary["epochs"] == 2
-    assert summary["test_error"] < 88
+    ((run_id, summary),) = summaries(tmp_path / "runs").items()
+    assert summary["test_error"] < 75  # chance is 90
+    assert Record(tmp_path / "runs" / run_id).environment["data_digest"] == SPECS["cifar10"].digest

@@ -412,9 +412,8 @@ def test_the_digits_are_normalised_by_their_own_statistics(tmp_path: Path) -> No
 # The real data
 
 
-@pytest.mark.skipif(not Path(os.environ.get("RST_DATA") or "/-").is_dir(), reason="RST_DATA names no folder with CIFAR")
-def test_the_real_cifar10_is_accepted_and_cached(tmp_path: Path) -> None:
-    arguments = {"cache": tmp_path, "root": os.environ["RST_DATA"], "image_size": 32, "channels": 3}
+def test_the_real_cifar10_is_accepted_and_cached(tmp_path: Path, real_data: Path) -> None:
+    arguments = {"cache": tmp_path, "root": str(real_data), "image_size": 32, "channels": 3}
     first = load("cifar10", **arguments)
     assert_normalised_by_its_own_statistics("cifar10", first, 1e-6)
     assert torch.bincount(first.train.labels).tolist() == [5000] * 10
