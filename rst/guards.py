@@ -1,6 +1,5 @@
-"""What a step takes for granted, and what its passes leave alone: parameters, gradients, buffers, random numbers."""
+"""What the passes of a step must leave alone: gradients, buffers, random numbers, modules' modes, DDP's averaging."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,46 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-RandomStates = list[tuple[torch.device, Tensor]]
+RngStates = list[tuple[torch.device, Tensor]]
+"""States of random number generators, each with the device of its generator."""
 
-
-def whole_parameters(model: nn.Module) -> list[Tensor]:
-    """The trainable parameters, which must be whole and on one device, or ‖g‖ would be that of a part of them."""
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    if any(hasattr(p, "device_mesh") for p in parameters):
-        raise ValueError("parameters are sharded over ranks (DTensor): use DistributedDataParallel.")
-    if len({p.device for p in parameters}) > 1:
-        raise ValueError("parameters are on several devices: put the whole model on one.")
-    return parameters
-
-
-def check_wrapper(model: nn.Module) -> None:
-    """Refuse what shards parameters, and warn where nothing averages gradients."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError("parameters are sharded over ranks (FSDP): use DistributedDataParallel.")
-    distributed = torch.distributed
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if several and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        warnings.warn(
-            "there are several ranks, but the model is not wrapped: give RST the DistributedDataParallel module.",
-            stacklevel=3,
-        )
+# Gradients and buffers ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Whether `DistributedDataParallel` averages gradients over the ranks; round forward and backward alike."""
-    with ExitStack() as stack:
-        if not enabled:
-            for module in model.modules():
-                if isinstance(module, DistributedDataParallel):
-                    stack.enter_context(module.no_sync())
-        yield
-
-
-@contextmanager
-def gradients_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Zero gradients inside; on leaving, what was there before is added to what the body left."""
+def fresh_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, gradients start from zero; afterwards, those from before are added to what the body left in ``.grad``."""
     # Copies, not the tensors themselves: under DDP a gradient can be a view of a bucket that the body overwrites.
     before = {p: p.grad.clone() for p in parameters if p.grad is not None}
     for p in before:
@@ -57,15 +25,16 @@ def gradients_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
         yield
     finally:
         for p, gradient in before.items():
-            # Read anew: the body may have cleared it, and a double backward binds a new tensor.
+            # p.grad is looked up again: the body may have set it to None, and a backward pass with
+            # create_graph=True replaces the tensor instead of adding to it.
             p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Every buffer of the model is afterwards as it was before: in value, and the same tensor also where rebound."""
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer of the model has its value from before, and is the tensor from before where rebound."""
     with torch.no_grad():
-        kept = [
+        preserved = [
             (module, name, buffer, buffer.clone())
             for module in model.modules()
             for name, buffer in module._buffers.items()
@@ -75,21 +44,24 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            if kept:
-                torch._foreach_copy_([buffer for _, _, buffer, _ in kept], [value for *_, value in kept])
-            for module, name, buffer, _ in kept:
+            if preserved:
+                torch._foreach_copy_([buffer for _, _, buffer, _ in preserved], [value for *_, value in preserved])
+            for module, name, buffer, _ in preserved:
                 module._buffers[name] = buffer
 
 
-def random_states(devices: Iterable[torch.device]) -> RandomStates:
-    """The state of torch's global generators: the CPU's, and that of each accelerator among the devices."""
+# Random numbers and modes ---------------------------------------------------------------------------------------------
+
+
+def rng_states(devices: Iterable[torch.device]) -> RngStates:
+    """The states of torch's global generators: of the CPU, and of each accelerator among the devices."""
     accelerators = sorted({device for device in devices if device.type != "cpu"}, key=str)
     states = [(torch.device("cpu"), torch.get_rng_state())]
     return states + [(device, torch.get_device_module(device).get_rng_state(device)) for device in accelerators]
 
 
-def set_random_states(states: RandomStates) -> None:
-    """Put torch's global generators back to `random_states`."""
+def set_rng_states(states: RngStates) -> None:
+    """Set torch's global generators to states that `rng_states` returned."""
     for device, state in states:
         if device.type == "cpu":
             torch.set_rng_state(state)
@@ -98,19 +70,19 @@ def set_random_states(states: RandomStates) -> None:
 
 
 @contextmanager
-def replayed_random_numbers(states: RandomStates) -> Iterator[None]:
-    """The random numbers that were drawn from these states on, once more; the generators stand as before afterwards."""
-    now = random_states(device for device, _ in states)
-    set_random_states(states)
+def replayed_rng(states: RngStates) -> Iterator[None]:
+    """Inside, torch's global generators start from these states; afterwards they are where they were before."""
+    now = rng_states(device for device, _ in states)
+    set_rng_states(states)
     try:
         yield
     finally:
-        set_random_states(now)
+        set_rng_states(now)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each in the mode that it had."""
+    """Inside, every module is in evaluation mode; afterwards each one is in the mode it had before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -120,10 +92,33 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Average gradients over the ranks, as `DistributedDataParallel` does by itself.
+# Several ranks --------------------------------------------------------------------------------------------------------
 
-    One that is missing on some ranks counts as zero, one that is missing on all stays missing.
+
+def world_size() -> int:
+    """Number of ranks of the default process group; 1 where there is none."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
+
+    DDP decides this in the forward pass, so that forward and backward must both run inside.
+    """
+    with ExitStack() as stack:
+        if not enabled:
+            for module in model.modules():
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+        yield
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average ``.grad`` over the ranks, for a model whose passes ran without DDP's own averaging.
+
+    A gradient that is None on some ranks counts as zero there; one that is None on all ranks stays None.
     """
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
@@ -138,13 +133,13 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], group: Any = None) -> None:
-    """The sum of each tensor over the ranks, in place and in one message a precision; without ranks, nothing."""
+    """Replace each tensor by its sum over the ranks, with one all-reduce for each dtype; without ranks do nothing."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
-        own = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in own])
+        same_type = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in same_type])
         distributed.all_reduce(flat, group=group)
-        parts = flat.split([tensor.numel() for tensor in own])
-        torch._foreach_copy_(own, [part.view_as(tensor) for part, tensor in zip(parts, own, strict=True)])
+        sums = flat.split([tensor.numel() for tensor in same_type])
+        torch._foreach_copy_(same_type, [total.view_as(tensor) for total, tensor in zip(sums, same_type, strict=True)])

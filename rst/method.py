@@ -1,22 +1,23 @@
-"""The method: Randomized Sharpness-Aware Training (RST) and its general form G-RST.
+"""The method: Randomized Sharpness-Aware Training (RST) and its general form, G-RST.
 
-Each step t draws a gate X_t ~ Bernoulli(p(t)). With the clean gradient g = ∇L(θ), the perturbed gradient
-g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step is (eq. 5, 7, 9)
+At every step t a gate X_t ~ Bernoulli(p(t)) decides whether the step is sharp. With the clean gradient g = ∇L(θ), the
+perturbed gradient g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step is (eq. 5, 7 and 9)
 
     g_t = g                      if X_t = 0      one pass
     g_t = (1 - c) g + c g_s      if X_t = 1      two passes
 
-    scheme    p(t)            c = γ/ρ                            Table 5
+where a pass is one forward and one backward propagation. The schemes of the paper differ in p(t) and c (Table 5):
+
+    scheme    p(t)            c = γ/ρ
     SGD       0               -
     SAM       1               1
-    GNR       1               free
+    GNR       1               any
     RST       any schedule    1
-    G-RST     any schedule    free; "auto" is 1 / mean of p(t)
+    G-RST     any schedule    any; "auto" is 1 / (mean of p(t))
 
-A variant of SAM (`rst.variants`) puts another gradient in the place of g_s; gate and c apply to it all the same.
+A variant of SAM (`rst.variants`) computes another gradient in the place of g_s; the gate and c apply to it unchanged.
 
-`RST` leaves g_t in ``.grad``. Everything after that (clipping, optimizer, learning rate, loss scaling, checkpoints) is
-the user's own and stays as it is.
+`RST` leaves g_t in ``.grad``. Clipping, optimizer, learning rate, loss scaling and checkpoints are the user's own.
 """
 
 import weakref
@@ -28,25 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from rst.checks import at_least
+from rst import guards
+from rst.checks import non_negative
 from rst.gate import Gate, ScheduleLike
-from rst.guards import (
-    average_gradients,
-    check_wrapper,
-    evaluation_mode,
-    gradient_sync,
-    gradients_set_aside,
-    kept_buffers,
-    random_states,
-    replayed_random_numbers,
-    whole_parameters,
-)
+from rst.perturbation import EPSILON, check_wrapper, norm, perturbed, trainable_parameters
 from rst.variants import Variant, variant_of
-from rst.vectors import EPSILON, norm
 
 
 class RST:
-    """Randomized sharpness-aware training of a model, in a training loop of one's own.
+    """Randomized sharpness-aware training of a model, in a training loop of your own.
 
         for weight in method.passes():                  # one pass, or two on a sharp step
             loss = criterion(model(x), y)
@@ -54,21 +45,28 @@ class RST:
         optimizer.step(); optimizer.zero_grad()
 
     Args:
-        model: the network as it is called, so with its `DistributedDataParallel` wrapper where there is one.
-        rho: radius ρ >= 0 of the perturbation, in the 2-norm over all parameters; or a callable (t, total_steps) -> ρ.
+        model: the module that the loop calls: with several ranks, the `DistributedDataParallel` wrapper.
+        rho: radius ρ >= 0 of the perturbation: its 2-norm over all trainable parameters together, in units of the
+            weights. Or a callable (t, total_steps) -> ρ.
         schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
-        gamma_ratio: c = γ/ρ >= 0. "auto" is 1 / mean of p(t), with which the expected gradient is SAM's (eq. 8).
-        total_steps: T, the number of optimizer steps; may be left out with a constant schedule.
-        variant: how a sharp step finds g_s: a name ("sam", "asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d") or
+        gamma_ratio: c = γ/ρ >= 0 (eq. 7). "auto" is 1 / (mean of p(t)): with a constant p, the expected gradient of
+            every step is then that of SAM (eq. 6 and 8); with a p that changes, p(t) c is 1 in the mean over t only.
+        total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
+        seed: of the gate. X_t is a function of (seed, t) and p(t) alone, and so the same on every rank.
+        variant: how a sharp step finds its gradient: "sam", "asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d", or
             an instance of `rst.variants.Variant`.
-        seed: of the gate, which is a function of (seed, t) alone: equal on every rank, and nested in p.
-        sync_perturbation: with DDP, perturb along the gradient averaged over the ranks, not along each rank's own; for
-            variants whose sharp gradient is that at θ + ε.
-        normalise_clean: mix (1 - c) g/‖g‖ + c g_s, as the authors' later code does, in place of eq. 7. Not together
-            with a loss scaler, whose scale the first term would lose.
+        sync_perturbation: with several ranks, perturb along the gradient averaged over the ranks, which takes one more
+            all-reduce for each clean pass. By default each rank follows its own gradient. Not for GSAM and LookSAM.
+        normalise_clean: mix (1 - c) g/‖g‖ + c g_s in place of eq. 7, as the authors' later code does. Where c is not 1
+            this is refused with several ranks and with several micro-batches a step. It must not be used with
+            `torch.amp.GradScaler`, where it is wrong without an error: the loss scale cancels in g/‖g‖ but not in g_s.
 
-    Raises:
-        ValueError: a value outside its range, p(t) outside [0, 1] at some t, or parameters that are not whole here.
+    Attributes:
+        t: number of steps done, which is the index of the next step.
+        forward_passes, backward_passes: propagations done so far, in units of one over a whole micro-batch.
+
+    Raises ValueError for an argument outside its range, p(t) outside [0, 1] at some t, parameters that are sharded over
+    ranks or lie on several devices, and an option that does not go with the variant or with several ranks (see above).
     """
 
     def __init__(
@@ -84,7 +82,7 @@ class RST:
         normalise_clean: bool = False,
     ) -> None:
         self.model = model
-        self.rho = rho if callable(rho) else at_least(0, "rho", rho)
+        self.rho = rho if callable(rho) else non_negative("rho", rho)
         self.schedule = schedule
         self.total_steps = total_steps
         self.variant = variant_of(variant)
@@ -92,59 +90,64 @@ class RST:
         self.normalise_clean = normalise_clean
         self.seed = seed
         self.t = 0
-        self.forward_passes = 0.0
-        self.backward_passes = 0.0
-        self._part = 0  # micro-batches of step t that are done
+        self.forward_passes = self.backward_passes = 0.0
+        self._micro_batch = 0  # how many micro-batches of step t are done
         self._open: weakref.ref[Generator[float, None, None]] | None = None
         self._gate = Gate(schedule, total_steps, seed)
         if sync_perturbation and self.variant.combine is not None:
-            raise ValueError(
-                f"sync_perturbation does not go with {type(self.variant).__name__}, which combines g and g_s."
-            )
+            name = type(self.variant).__name__
+            raise ValueError(f"sync_perturbation does not go with {name}, which mixes g and g_s: leave it out.")
         check_wrapper(model)
-        whole_parameters(model)
-
+        trainable_parameters(model)
         if gamma_ratio == "auto":
             if self._gate.mean == 0:
-                raise ValueError(f"gamma_ratio 'auto' is 1 / mean of p(t), and schedule {schedule} never opens.")
+                raise ValueError(f"gamma_ratio 'auto' is 1 / (mean of p(t)), which is 0 for {schedule}: give a number.")
             gamma_ratio = 1 / self._gate.mean
-        self.gamma_ratio = at_least(0, "gamma_ratio", gamma_ratio)
+        self.gamma_ratio = non_negative("gamma_ratio", gamma_ratio)
+        self._check_normalised()
 
-    # ------------------------------------------------------------------------------------------------ the gate
+    # The gate ---------------------------------------------------------------------------------------------------------
 
     @property
     def gate(self) -> Tensor:
-        """X_t for every step of the training (eq. 2): bool [total_steps], on the CPU."""
+        """X_t of every step (eq. 2): bool [total_steps], on the CPU. Raises ValueError without total_steps."""
         return self._gate.steps
 
     @property
     def sharp(self) -> bool:
-        """Whether step t, the next one, is sharp."""
+        """Whether step t is sharp, the one that the next `passes` runs. Raises ValueError from total_steps on."""
         return self._gate(self.t)
 
     @property
     def expected_extra_propagations(self) -> float:
-        """Δη (eq. 4): mean of p(t), times what a sharp step of the variant costs more than a plain one."""
+        """Δη (eq. 4), in passes a step: mean of p(t), times the extra passes of a sharp step of the variant."""
         return self._gate.mean * self.variant.extra_passes
 
     @property
     def realised_extra_propagations(self) -> float:
-        """Δη of the gate: over the whole training where total_steps is known, else over the steps done so far."""
+        """Δη with the drawn X_t in place of p(t): over all T steps, or without total_steps over the steps done."""
         return self._gate.share(self.t) * self.variant.extra_passes
 
-    # ------------------------------------------------------------------------------------------------ the step
+    # The step ---------------------------------------------------------------------------------------------------------
 
     def passes(self, advance: bool = True) -> Iterator[float]:
-        """The passes of step t: yields the weight of each one's loss, 1 for the clean pass and c for the perturbed.
+        """The passes of step t. Yields the weight of each one's loss: 1 in the clean pass, c in the perturbed pass.
 
-        The body runs forward and ``(weight * loss).backward()``; it may hold a loss scaler, or a loop over
-        micro-batches that share one perturbation. t advances when the last pass has ended without an error. With
-        ``advance=False`` the step stays open: its gradient is kept, unsynchronised under DDP, and the next `passes`
-        adds to it. The body must not clear gradients: the perturbed pass adds to what is left of the clean one.
+        The body runs the forward pass and ``(weight * loss).backward()``. It may use a loss scaler, or loop over
+        micro-batches that then share one perturbation; it must not clear gradients, to which the perturbed pass adds.
+        A gradient that was in ``.grad`` before takes no part in the perturbation and is kept in the sum.
 
-        In the perturbed pass dropout repeats its masks; after it, weights and buffers are as the clean pass left them.
+        t advances when the last pass has ended without an error. With ``advance=False`` the step stays open: the next
+        `passes` runs another micro-batch of it, which has its own perturbation and adds to the same gradient. DDP
+        averages that gradient over the ranks in the last micro-batch.
+
+        In the perturbed pass dropout repeats the masks of the clean pass (ESAM is an exception). Afterwards, and also
+        after an error, weights, buffers and random number generators are as the clean pass left them.
+
+        Raises ValueError for a variant that needs the loss of each sample (use `backward`), past total_steps, and for
+        ``normalise_clean`` in a step of several micro-batches; RuntimeError where the clean pass left no gradient.
         """
-        if self.variant.by_sample:
+        if self.variant.needs_per_sample_loss:
             raise ValueError(
                 f"{type(self.variant).__name__} needs the loss of each sample: "
                 "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
@@ -152,167 +155,153 @@ class RST:
         return self._start(advance)
 
     def backward(self, closure: Callable[..., Tensor], advance: bool = True) -> Tensor:
-        """All passes of step t in one line; returns the clean loss, detached.
+        """All `passes` of step t in one call. Returns the clean loss: a scalar, detached.
 
-        ``closure()`` runs the forward pass and gives the loss, or the losses of the samples, whose mean it is. For a
-        variant that looks at samples it takes an index of rows, ``closure(index)``, and gives the loss of each.
+        ``closure()`` runs the forward pass and returns the loss, or a tensor of losses, whose mean is the loss. For
+        ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
+        Raises as `passes` does, and ValueError where such a closure returns anything but [n].
         """
-        clean = None
+        per_sample, clean = self.variant.needs_per_sample_loss, None
         for weight in self._start(advance):
-            loss = closure(*self._rows(closure, clean))
-            if self.variant.by_sample and loss.dim() != 1:
+            loss = closure(self._rows(closure, clean)) if per_sample else closure()
+            if per_sample and loss.dim() != 1:
                 raise ValueError(
-                    f"{type(self.variant).__name__} needs the loss of each sample: the closure gave a tensor of shape "
-                    f"{list(loss.shape)}, not [n]; use reduction='none'."
+                    f"{type(self.variant).__name__} needs the loss of each sample: the closure returned a tensor of "
+                    f"shape {list(loss.shape)}, not [n]; use reduction='none'."
                 )
             (weight * loss.mean()).backward()
             if clean is None:
                 clean = loss.detach()
-                if self.variant.by_sample and self.sharp:
-                    with evaluation_mode(self.model), kept_buffers(self.model):
-                        cost = self.variant.observe(closure, whole_parameters(self.model), len(clean))
+                if per_sample and self.sharp:
+                    with guards.evaluation_mode(self.model), guards.preserved_buffers(self.model):
+                        cost = self.variant.observe(closure, trainable_parameters(self.model), len(clean))
                     self._count(cost, cost)
         assert clean is not None
         return clean.mean()
 
-    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None) -> tuple[object, ...]:
-        if not self.variant.by_sample:
-            return ()
+    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None) -> object:
+        """Rows of the batch for the next pass: all in the clean one, then those that the variant selects."""
         if clean is None:
-            return (slice(None),)
+            return slice(None)
         rows, forward, backward = self.variant.select(closure, clean)
         self._count(forward - 1, backward - 1)
-        return (rows,)
+        return rows
 
     def _start(self, advance: bool) -> Generator[float, None, None]:
         self.restore()
+        self._check_normalised(advance)
         passes = self._passes(self.sharp, advance)
-        # Weakly: a loop that an exception ends must let go of its passes, and so restore the weights, at once.
+        # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.
         self._open = weakref.ref(passes)
         return passes
 
     def _passes(self, sharp: bool, advance: bool) -> Generator[float, None, None]:
-        # Inside one autocast region round the step, low-precision copies of the weights would outlive their change.
+        # Autocast caches its low-precision copies of the weights; those of the previous step are out of date.
         torch.clear_autocast_cache()
         if not sharp:
-            with gradient_sync(self.model, enabled=advance):
+            with guards.gradient_sync(self.model, enabled=advance):
                 yield 1.0  # g
             self._count(1, 1)
         else:
-            parameters = whole_parameters(self.model)
-            if self._part == 0:
+            parameters = trainable_parameters(self.model)
+            if self._micro_batch == 0:
                 self.variant.begin(parameters, self.t, self.total_steps, self.seed)
-            step = self._accumulated if self.variant.combine is None else self._combined
-            yield from step(parameters, advance)
-        self._part = 0 if advance else self._part + 1
+            sharp_step = self._accumulated if self.variant.combine is None else self._combined
+            yield from sharp_step(parameters, advance)
+        self._micro_batch = 0 if advance else self._micro_batch + 1
         self.t += advance
 
     def _accumulated(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
-        """(1 - c) g + c g_s, grown in ``.grad``, with no copy of g."""
+        """(1 - c) g + c g_s, by accumulation in ``.grad``, without a copy of g."""
         model, c = self.model, self.gamma_ratio
-        states = random_states(p.device for p in parameters)
-        with ExitStack() as perturbed_pass:
-            with gradients_set_aside(parameters), gradient_sync(model, enabled=self.sync_perturbation):
+        states = guards.rng_states(p.device for p in parameters)
+        with ExitStack() as stack:
+            with guards.fresh_gradients(parameters), guards.gradient_sync(model, enabled=self.sync_perturbation):
                 yield 1.0  # g
                 self._count(1, 1)
-                perturbed_pass.enter_context(perturbed(parameters, self.variant, self._rho()))
-                # In place, and the perturbed pass accumulates onto it. Zero at c = 1, but not where g is infinite: an
-                # overflow is still there for a loss scaler to find.
+                stack.enter_context(self._perturbed_pass(parameters, states))
+                # At c = 1 this multiplies by 0, but infinity * 0 is NaN: a loss scaler still sees an overflow of g.
                 clean = [p.grad for p in parameters if p.grad is not None]
                 torch._foreach_mul_(clean, self._clean_weight(clean))
-            perturbed_pass.enter_context(kept_buffers(model))
-            perturbed_pass.enter_context(replayed_random_numbers(states))
-            perturbed_pass.enter_context(gradient_sync(model, enabled=advance))
-            yield c  # c g_s
+            stack.enter_context(guards.gradient_sync(model, enabled=advance))
+            yield c  # g_s, which backward() adds to (1 - c) g
             self._count(1, 1)
 
     def _combined(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
-        """(1 - c) g + c times what the variant makes of g and g_s; on each rank, then averaged."""
+        """(1 - c) g + c times what the variant combines g and g_s to; on each rank by itself, then averaged."""
         model, variant, c = self.model, self.variant, self.gamma_ratio
         assert variant.combine is not None
-        states = random_states(p.device for p in parameters)
-        with gradients_set_aside(parameters), gradient_sync(model, enabled=False):
+        states = guards.rng_states(p.device for p in parameters)
+        with guards.fresh_gradients(parameters), guards.gradient_sync(model, enabled=False):
             yield 1.0  # g
             self._count(1, 1)
             clean = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
-            if variant.perturbs(self._part):
-                with ExitStack() as perturbed_pass:
-                    perturbed_pass.enter_context(perturbed(parameters, variant, self._rho()))
+            if variant.perturbs(self._micro_batch):
+                with self._perturbed_pass(parameters, states):
                     torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
-                    perturbed_pass.enter_context(kept_buffers(model))
-                    perturbed_pass.enter_context(replayed_random_numbers(states))
                     yield 1.0  # g_s
                     self._count(1, 1)
             sharp = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             with torch.no_grad():
-                variant.combine(sharp, clean, self._part)
+                variant.combine(sharp, clean, self._micro_batch)
                 torch._foreach_mul_(sharp, c)
                 torch._foreach_mul_(clean, self._clean_weight(clean))
                 torch._foreach_add_(sharp, clean)
             for p, gradient in zip(parameters, sharp, strict=True):
-                if p.grad is None and gradient.any():  # of a layer that this step skips, but LookSAM remembers
+                # A layer that this step skipped stays at None, unless LookSAM added an earlier direction of it.
+                if p.grad is None and gradient.any():
                     p.grad = gradient
         if advance:
-            average_gradients(model)
+            guards.average_gradients(model)
+
+    @contextmanager
+    def _perturbed_pass(self, parameters: list[Tensor], states: guards.RngStates) -> Iterator[None]:
+        """At θ + ε, with the random numbers of the clean pass; buffers are afterwards as the clean pass left them."""
+        rho = non_negative("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
+        perturbation = perturbed(parameters, self.variant.perturb, rho)
+        with perturbation, guards.preserved_buffers(self.model), guards.replayed_rng(states):
+            yield
 
     def _clean_weight(self, clean: list[Tensor]) -> float | Tensor:
-        """1 - c, of g or of g/‖g‖."""
-        return (1 - self.gamma_ratio) / (norm(clean) + EPSILON) if self.normalise_clean else 1 - self.gamma_ratio
+        """The factor of g: 1 - c, or (1 - c) / ‖g‖ where the clean gradient is normalised."""
+        return (1 - self.gamma_ratio) / (norm(clean) + EPSILON) if self._normalises else 1 - self.gamma_ratio
+
+    @property
+    def _normalises(self) -> bool:
+        """Whether g/‖g‖ enters a gradient: at c = 1 its weight is 0, and at p = 0 no step is sharp."""
+        return self.normalise_clean and self.gamma_ratio != 1 and self._gate.mean > 0
+
+    def _check_normalised(self, advance: bool = True) -> None:
+        # Each micro-batch and rank would divide by its own ‖g‖, in which its share of the loss cancels.
+        if self._normalises and (not advance or self._micro_batch > 0 or guards.world_size() > 1):
+            raise ValueError(
+                f"normalise_clean with gamma_ratio {self.gamma_ratio:g} works only on one rank with one perturbation a "
+                "step: run all micro-batches in the body of one passes(), or leave normalise_clean out."
+            )
 
     def _count(self, forward: float, backward: float) -> None:
         self.forward_passes += forward
         self.backward_passes += backward
 
     def restore(self) -> None:
-        """Take back a perturbation that is still open, as an exception can leave it; without effect otherwise.
+        """End passes that are still open, for example after an error in a notebook: θ + ε becomes θ again, t stays.
 
-        A loop that is still in its passes ends after this one, and t stays.
+        A loop that still holds their iterator gets no further pass. Without open passes this does nothing.
         """
         passes = self._open() if self._open is not None else None
         if passes is not None:
             passes.close()
 
-    # ----------------------------------------------------------------------------------------------- the state
+    # The state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: t and what the variant remembers. The gate follows from the seed."""
+        """t and the variant's state, for a checkpoint. The gate is not in it: seed and schedule give it again."""
         self.restore()
         return {"t": self.t, **self.variant.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from what `state_dict` returned. The constructor must have had the same arguments as before."""
         self.restore()
-        self.t, self._part = state["t"], 0
+        self.t, self._micro_batch = state["t"], 0
         device = next(self.model.parameters()).device
         self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state))
-
-    def _rho(self) -> float:
-        return at_least(0, "rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
-
-
-# ------------------------------------------------------------------------------------------------ the perturbation
-
-
-@contextmanager
-@torch.no_grad()
-def perturbed(parameters: list[Tensor], variant: Variant, rho: float) -> Iterator[None]:
-    """Inside, θ + ε with ε from ``.grad`` (for SAM, ρ g/‖g‖: Algorithm 1, line 8); afterwards θ, to the bit.
-
-    Where ε is not finite nothing is perturbed. One buffer of the size of the parameters (the saved θ), no further
-    temporary for SAM, no wait for the device.
-    """
-    parameters = [p for p in parameters if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        raise RuntimeError("the clean pass left no gradient: call (weight * loss).backward() in every pass.")
-    saved = [p.clone() for p in parameters]
-    try:
-        variant.perturb(parameters, saved, gradients, rho)
-        for step in parameters:
-            step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # an infinite gradient over an infinite norm
-        torch._foreach_add_(parameters, saved)
-        torch.clear_autocast_cache()
-        yield
-    finally:
-        torch._foreach_copy_(parameters, saved)
-        torch.clear_autocast_cache()

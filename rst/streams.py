@@ -1,4 +1,4 @@
-"""Named random streams: each use of randomness has its own, so that changing one never moves another."""
+"""Named random streams: every use of random numbers has its own generator, so that changing one never moves another."""
 
 import hashlib
 
@@ -6,10 +6,11 @@ import torch
 
 
 def stream(name: str, *key: int) -> torch.Generator:
-    """A CPU generator that is a function of ``(name, *key)`` alone.
+    """A new generator on the CPU, whose seed is a hash of ``(name, *key)`` alone.
 
-    Equal on every rank, platform and resume; statistically independent of every other name or key and of torch's
-    global generators. Typical keys are ``(seed,)``, ``(seed, epoch)`` or ``(seed, epoch, step)``.
+    Its numbers are the same on every rank and platform and after every resume, and independent of torch's global
+    generators and of the streams of every other name or key. Typical keys are ``(seed,)``, ``(seed, epoch)`` and
+    ``(seed, epoch, step)``.
     """
     text = ":".join([name, *map(str, key)])
     digest = hashlib.sha256(text.encode()).digest()

@@ -1,6 +1,6 @@
-"""Plain versions of what the library computes, written from the formulas alone, and small real networks to run them on.
+"""Plain versions of the method, written from the formulas of the paper, and small networks to run them on.
 
-The tests hold the library to these. Nothing here is fast, and nothing here uses the library.
+The tests compare the library with these. They are slow on purpose, and do not use the library.
 """
 
 import math
@@ -35,19 +35,19 @@ class Network(nn.Module):
         return self.head(F.dropout(x.flatten(1), 0.3, self.training)) * self.frozen
 
     def groups(self) -> list[dict]:
-        """Two parameter groups of different learning rates, for an optimizer."""
+        """Two parameter groups with different learning rates, for an optimizer."""
         body = [*self.conv.parameters(), *self.norm.parameters(), self.frozen, *self.unused.parameters()]
         return [{"params": body}, {"params": self.head.parameters(), "lr": 0.02}]
 
 
-def batch(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
-    """Images [size, 1, 6, 6] and their labels: a function of the step."""
-    generator = torch.Generator().manual_seed(100 + step)
+def batch(number: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Random images [size, 1, 6, 6] and labels [size], as a function of the number."""
+    generator = torch.Generator().manual_seed(100 + number)
     return torch.randn(size, 1, 6, 6, generator=generator), torch.randint(4, (size,), generator=generator)
 
 
 def perceptron() -> nn.Module:
-    """A smooth network in double precision, without a random number or a buffer, for comparisons to rounding."""
+    """A smooth network in double precision without buffers or random numbers, for comparisons up to rounding."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 4)).double()
 
@@ -58,17 +58,17 @@ def loss_on(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """All that a training leaves behind: weights, buffers, optimizer state, and the random numbers consumed."""
+    """Everything that training changes: weights, buffers, the optimizer's state, torch's random number generator."""
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
 
 
 def assert_bitwise(actual: object, expected: object) -> None:
-    """Equal to the bit, through dicts and lists of tensors."""
+    """Assert that two tensors, or two nested dicts and lists of tensors, are equal bit for bit."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def gradient(parameters: list[Tensor]) -> Tensor:
-    """All of ``.grad`` as one vector, zero where there is none."""
+    """``.grad`` of all parameters as one vector, with zeros where it is None."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
@@ -95,9 +95,9 @@ def mixed_gradient(model: nn.Module, loss: Callable[[], Tensor], rho: float, c: 
 
 
 def sam_backward(model: nn.Module, loss: Callable[[], Tensor], rho: float) -> None:
-    """Leaves SAM's gradient in ``.grad``, as it is usually written in PyTorch, one parameter after another.
+    """Leave SAM's gradient in ``.grad``, written as usual in PyTorch, one parameter after another.
 
-    Both passes draw the same random numbers, and only the first one updates buffers.
+    Both passes draw the same random numbers, and only the clean pass updates buffers.
     """
     before_clean = torch.get_rng_state()
     model.zero_grad()

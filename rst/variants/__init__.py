@@ -1,4 +1,4 @@
-"""Variants of the sharp step, one short file each: the gate, γ/ρ and everything else apply to them as to SAM."""
+"""Variants of the sharp step, a file each. The gate and c = γ/ρ apply to all of them as to SAM (Sections B.5, B.6)."""
 
 from typing import Any
 
@@ -23,9 +23,14 @@ NAMES: dict[str, type[Variant]] = {
 
 
 def variant_of(variant: str | Variant, **options: Any) -> Variant:
-    """A variant by its name, with options in place of its defaults; or the variant itself."""
+    """The variant of that name, built with these options; an instance of `Variant` is returned as it is.
+
+    Raises ValueError for an unknown name, TypeError for an option that the variant does not have.
+    """
     if isinstance(variant, Variant):
         return variant
     if variant not in NAMES:
-        raise ValueError(f"variant {variant!r} is unknown: write one of {', '.join(NAMES)}, or an instance.")
+        raise ValueError(
+            f"variant {variant!r} is unknown: write one of {', '.join(NAMES)}, or an instance of rst.variants.Variant."
+        )
     return NAMES[variant](**options)

@@ -1,4 +1,4 @@
-"""ESAM: some of the weights perturbed, some of the samples used (Du et al., 2022)."""
+"""ESAM: perturbs a random part of the weights and uses part of the samples in that pass (Du et al., 2022)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,20 +7,26 @@ import torch
 from torch import Tensor
 
 from rst.checks import in_unit_interval
+from rst.perturbation import EPSILON, norm
 from rst.streams import stream
 from rst.variants.variant import Closure, Variant
-from rst.vectors import EPSILON, norm
 
 
 class ESAM(Variant):
-    """ε = (ρ/beta) g_S/‖g_S‖ on a random set S of tensors, and g_s over the samples whose loss rises most under it.
+    """ε = (ρ/beta) g_S/‖g_S‖ on a random set S of parameter tensors and 0 elsewhere; g_s is over part of the samples.
 
-    Each tensor is in S with probability ``beta``, drawn anew each step. Of B samples the ``gamma`` B with the largest
-    ℓ(θ + ε) - ℓ(θ) are used. The clean gradient is whole also off S, so that (1 - c) g + c g_s means what it says;
-    masked tensors therefore save no work. Forward and backward are counted as one and two thirds of a pass.
+    At every sharp step each tensor is in S with probability ``beta``. Of the B samples of a batch, the ⌊gamma B⌋ with
+    the largest rise ℓ(θ + ε) - ℓ(θ) are used, and at least one. The clean gradient is computed for all tensors, since
+    (1 - c) g + c g_s needs all of it; so a small ``beta`` saves no work. Cost: one more forward propagation over the
+    batch, counted as a third of a pass, and a pass over the chosen samples. The former repeats the dropout masks of the
+    clean pass, so that the latter draws masks of its own.
+
+    Args:
+        beta: in (0, 1].
+        gamma: in (0, 1]; with 1 all samples are used and the forward propagation that chooses them is left out.
     """
 
-    by_sample = True
+    needs_per_sample_loss = True
 
     def __init__(self, beta: float = 0.5, gamma: float = 0.5) -> None:
         self.beta, self.gamma = in_unit_interval("beta", beta), in_unit_interval("gamma", gamma)
@@ -29,18 +35,18 @@ class ESAM(Variant):
         self.extra_passes = self.gamma + (1 / 3 if self.gamma < 1 else 0)
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Draw S: a function of (seed, t), so equal on all ranks and micro-batches."""
+        """Draw S, as a function of (seed, t), so that it is the same on all ranks and for all micro-batches."""
         draws = torch.rand(len(parameters), generator=stream("esam", seed, t)).tolist()
-        self.kept = {p: float(draw < self.beta) for p, draw in zip(parameters, draws, strict=True)}
+        self.in_set = {p: float(draw < self.beta) for p, draw in zip(parameters, draws, strict=True)}
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Write (ρ/β) g_S/‖g_S‖."""
+        """Overwrite ``out`` with (ρ/β) g_S/‖g_S‖."""
         torch._foreach_copy_(out, gradients)
-        torch._foreach_mul_(out, [self.kept[p] for p in out])
+        torch._foreach_mul_(out, [self.in_set[p] for p in out])
         torch._foreach_mul_(out, rho / self.beta / (norm(out) + EPSILON))
 
     def select(self, closure: Closure, clean_losses: Tensor) -> tuple[Any, float, float]:
-        """The rows whose loss rises most, by one forward pass over all of them."""
+        """The rows whose loss rises most, found by one forward propagation over all rows."""
         if self.gamma == 1:
             return slice(None), 1.0, 1.0
         with torch.no_grad():

@@ -1,24 +1,25 @@
-"""GSAM: a smaller gap between perturbed and clean loss (Zhuang et al., 2022)."""
+"""GSAM: SAM that also narrows the gap between the perturbed and the clean loss (Zhuang et al., 2022)."""
 
 import torch
 from torch import Tensor
 
-from rst.checks import at_least
+from rst.checks import non_negative
+from rst.perturbation import EPSILON, dot, norm
 from rst.variants.variant import Variant
-from rst.vectors import EPSILON, dot, norm
 
 
 class GSAM(Variant):
-    """g_s - alpha g_⊥, with g_⊥ = g - ⟨g, ĝ_s⟩ ĝ_s the part of the clean gradient orthogonal to the perturbed one.
+    """g_s - alpha g_⊥, with g_⊥ = g - ⟨g, ĝ_s⟩ ĝ_s, the component of the clean gradient orthogonal to ĝ_s = g_s/‖g_s‖.
 
-    ``alpha`` >= 0. The authors let ρ fall with the learning rate: give `rst.RST` a function as its rho.
+    Args:
+        alpha: >= 0; with 0 this is SAM. The authors let ρ fall with the learning rate: give `rst.RST` a callable rho.
     """
 
     def __init__(self, alpha: float = 0.4) -> None:
-        self.alpha = at_least(0, "alpha", alpha)
+        self.alpha = non_negative("alpha", alpha)
 
-    def combine(self, sharp: list[Tensor], clean: list[Tensor], part: int) -> None:
-        """g_s <- (1 + α ⟨g, ĝ_s⟩ / ‖g_s‖) g_s - α g."""
+    def combine(self, sharp: list[Tensor], clean: list[Tensor], micro_batch: int) -> None:
+        """g_s <- (1 + α ⟨g, g_s⟩ / ‖g_s‖²) g_s - α g, which is g_s - α g_⊥."""
         along = dot(clean, sharp) / (norm(sharp) + EPSILON).square()
         torch._foreach_mul_(sharp, 1 + self.alpha * along)
         torch._foreach_add_(sharp, clean, alpha=-self.alpha)

@@ -1,4 +1,4 @@
-"""SSAM: a perturbation of some of the weights, under a mask that lasts (Mi et al., 2022)."""
+"""SSAM: only part of the weights is perturbed, under a mask that is kept for many steps (Mi et al., 2022)."""
 
 import math
 from collections.abc import Sequence
@@ -7,49 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rst.checks import in_unit_interval
+from rst.checks import in_unit_interval, positive_integer
 from rst.guards import sum_over_ranks
+from rst.perturbation import EPSILON, norm
 from rst.streams import stream
 from rst.variants.variant import Closure, Variant
-from rst.vectors import EPSILON, norm
 
 
 class SSAM(Variant):
-    """ε = ρ m ⊙ g / ‖g‖, with one mask m over all weights together, of which a share ``sparsity`` in [0, 1) is 0.
+    """ε = ρ m ⊙ g / ‖g‖, with one mask m in {0, 1} over all weights together; ‖g‖ is that of the whole gradient.
 
-    The norm is that of the whole gradient, so that ‖ε‖ <= ρ. A new mask is due every ``update_every`` steps (by
-    default about an epoch of CIFAR in batches of 256), and is made at the first sharp step from then on; it is equal
-    on all ranks.
+    So ‖ε‖ <= ρ. Steps are divided into periods of ``update_every``; the first sharp step of a period makes a new mask,
+    from the gradients of all ranks but only of the micro-batch that it is made in. The mask is the same on all ranks.
+    State: the mask, and the step at which the next period begins.
+
+    Args:
+        sparsity: share of the weights with m = 0, in [0, 1); with 0 this is SAM.
+        update_every: >= 1, in steps, sharp or not. The default is about an epoch of CIFAR in batches of 256.
     """
+
+    depends_on_devices = True
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200) -> None:
         self.sparsity = in_unit_interval("sparsity", sparsity)
         if self.sparsity == 1:
-            raise ValueError("sparsity must be below 1, or nothing would be perturbed.")
-        if not isinstance(update_every, int) or update_every < 1:
-            raise ValueError(f"update_every must be a number of steps from 1, got {update_every!r}.")
-        self.update_every = update_every
+            raise ValueError("sparsity must be below 1: at 1 no weight is perturbed.")
+        self.update_every = positive_integer("update_every", update_every)
         self.mask: list[Tensor] = []
         self.due = 0
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Note the step, for a mask that is due."""
+        """Remember the parameters and t, which decide whether and how a mask is made later in the step."""
         self.parameters, self.t = parameters, t
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Write ρ m ⊙ g / ‖g‖."""
+        """Overwrite ``out`` with ρ m ⊙ g / ‖g‖."""
         torch._foreach_copy_(out, gradients)
-        of = dict(zip(self.parameters, self.mask, strict=True))
-        torch._foreach_mul_(out, [of[p] for p in out])
+        mask_of = dict(zip(self.parameters, self.mask, strict=True))
+        torch._foreach_mul_(out, [mask_of[p] for p in out])
         torch._foreach_mul_(out, rho / (norm(gradients) + EPSILON))
 
     @property
     def is_due(self) -> bool:
-        """Whether this step makes a mask."""
+        """Whether this step makes a new mask."""
         return self.t >= self.due
 
     def renew(self, mask: list[Tensor]) -> None:
-        """Take another mask; the next one is due with the next period."""
+        """Use this mask from now on. The next one is made in the next period."""
         self.mask = mask
         self.due = (self.t // self.update_every + 1) * self.update_every
 
@@ -60,34 +64,37 @@ class SSAM(Variant):
 
     @property
     def ones(self) -> int:
-        """How many of them are perturbed."""
+        """Number of weights that are perturbed."""
         return self.total - math.ceil(self.sparsity * self.total)
 
     def state_dict(self) -> dict[str, Any]:
-        """The mask, and the step from which on another one is due."""
+        """``mask``: a bool tensor for each parameter; ``due``: the step from which on a new mask is made."""
         return {"mask": self.mask, "due": self.due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from `state_dict`."""
         self.mask, self.due = list(state["mask"]), state["due"]
 
 
 class SSAMF(SSAM):
-    """The mask keeps the weights with the largest Fisher information Σ (∂ℓ/∂θ)², over samples of the current batch.
+    """SSAM-F: m = 1 for the weights with the largest Fisher information Σ (∂ℓ/∂θ)², summed over samples of the batch.
 
-    ``samples`` of each batch that makes a mask are looked at one by one, in evaluation mode.
+    The gradient of each of these samples is taken by itself, in evaluation mode and before the perturbation.
+
+    Args:
+        sparsity: as for `SSAM`.
+        update_every: as for `SSAM`.
+        samples: >= 1; on every rank the first ``samples`` of the micro-batch are used, or all where it has fewer.
     """
 
-    by_sample = True
+    needs_per_sample_loss = True
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200, samples: int = 128) -> None:
         super().__init__(sparsity, update_every)
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples must be an integer from 1, got {samples!r}.")
-        self.samples = samples
+        self.samples = positive_integer("samples", samples)
 
     def observe(self, closure: Closure, parameters: Sequence[Tensor], samples: int) -> float:
-        """Make the mask that is due."""
+        """Make a new mask where one is due; the cost is the share of the micro-batch's samples that was used."""
         if not self.is_due:
             return 0.0
         count = min(self.samples, samples)
@@ -101,10 +108,16 @@ class SSAMF(SSAM):
 
 
 class SSAMD(SSAM):
-    """The mask starts at random; each new one drops the weights with the smallest |g| for others drawn at random.
+    """SSAM-D: the first mask is random; each later one exchanges part of the weights with m = 1.
 
-    Of the perturbed weights a share d falls out, with d = ``drop`` ½ (1 + cos πt/T). The step that makes a mask is
-    itself still perturbed under the old one.
+    Those with the smallest |g| get m = 0, and as many others, drawn at random, get m = 1. The share that is exchanged
+    at step t is d = ``drop`` ½ (1 + cos(πt/T)), or ``drop`` without total_steps. The step that makes a mask is itself
+    still perturbed under the old one.
+
+    Args:
+        sparsity: as for `SSAM`.
+        update_every: as for `SSAM`.
+        drop: share of the weights with m = 1 that is exchanged at t = 0, in [0, 1].
     """
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200, drop: float = 0.5) -> None:
@@ -112,19 +125,19 @@ class SSAMD(SSAM):
         self.drop = in_unit_interval("drop", drop)
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Note the step, for a mask that is due."""
+        """Remember what a mask of this step is made from, as a function of (seed, t)."""
         super().begin(parameters, t, total_steps, seed)
         self.share = self.drop * 0.5 * (1 + math.cos(math.pi * t / total_steps)) if total_steps else self.drop
         self.generator = stream("ssam", seed, t)
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Write ρ m ⊙ g / ‖g‖, and make the mask that is due."""
+        """Overwrite ``out`` with ρ m ⊙ g / ‖g‖, then make a new mask where one is due."""
         if not self.mask:
             self.renew(largest(self.noise(), self.ones))
         super().perturb(out, weights, gradients, rho)
         if self.is_due:
-            of = dict(zip(out, gradients, strict=True))
-            size = [of[p].abs() if p in of else torch.zeros_like(p) for p in self.parameters]
+            gradient_of = dict(zip(out, gradients, strict=True))
+            size = [gradient_of[p].abs() if p in gradient_of else torch.zeros_like(p) for p in self.parameters]
             sum_over_ranks(size)
             dropped = min(int(self.ones * self.share), self.total - self.ones)
             stay = largest([s.masked_fill(~m, -1.0) for s, m in zip(size, self.mask, strict=True)], self.ones - dropped)
@@ -132,13 +145,14 @@ class SSAMD(SSAM):
             self.renew([a | b for a, b in zip(stay, grow, strict=True)])
 
     def noise(self) -> list[Tensor]:
-        """Uniform on [0, 1), equal on all ranks."""
+        """Random numbers, uniform on [0, 1), of the shapes of the parameters; the same on all ranks."""
         return [torch.rand(p.shape, generator=self.generator).to(p.device) for p in self.parameters]
 
 
 def largest(scores: list[Tensor], count: int) -> list[Tensor]:
-    """A mask with ``count`` ones, at the largest of all scores together."""
+    """Masks that are True at the ``count`` largest of all scores together, of the shapes of the scores."""
     flat = torch.cat([score.flatten() for score in scores])
     mask = torch.zeros_like(flat, dtype=torch.bool)
     mask[flat.topk(count).indices] = True
-    return [part.view_as(score) for part, score in zip(mask.split([s.numel() for s in scores]), scores, strict=True)]
+    masks = mask.split([score.numel() for score in scores])
+    return [own.view_as(score) for own, score in zip(masks, scores, strict=True)]

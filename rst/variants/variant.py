@@ -1,4 +1,4 @@
-"""The interface of the variants, and its plainest case, SAM."""
+"""The interface of a variant of SAM, and SAM itself."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,56 +6,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rst.vectors import EPSILON, norm
+from rst.perturbation import EPSILON, norm
 
 Closure = Callable[[Any], Tensor]
-"""Rows of the batch -> the loss of each, [n]."""
+"""Takes an index of rows of the batch, runs the forward pass on them, and returns the loss of each: [n]."""
 
 
 class Variant:
-    """How a sharp step turns the clean gradient g into the sharp one; as it stands, SAM: ε = ρ g/‖g‖, then g_s.
+    """How a sharp step turns the clean gradient g into its sharp gradient. This class is SAM: g_s = ∇L(θ + ρ g/‖g‖).
 
-    A variant overrides `perturb`, if its ε is another; or `combine`, if its sharp gradient is more than the gradient
-    at θ + ε. The gate, c, micro-batches, devices, buffers, dropout and precision are not its business.
+    A variant overrides `perturb` where its ε is another one, and `combine` where its sharp gradient is more than the
+    gradient at θ + ε. The gate, c = γ/ρ, micro-batches, ranks, buffers, dropout and precision are handled by `rst.RST`
+    for every variant alike.
     """
 
     extra_passes: float = 1.0
-    """Expected cost of a sharp step beyond that of a plain one, in passes."""
+    """Passes of a sharp step beyond the one of a plain step, in the mean over sharp steps."""
 
-    by_sample = False
-    """Whether it needs the loss of each sample, and so `RST.backward` with a closure over rows of the batch."""
+    needs_per_sample_loss: bool = False
+    """Whether `observe` and `select` are called, which need `RST.backward` with a closure over rows of the batch."""
+
+    depends_on_devices: bool = False
+    """Whether the state is made from the gradients of all ranks together. If so, a run on n devices is another run than
+    the one with n micro-batches on one device; for all other variants the two are the same up to rounding."""
 
     def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Write ε into ``out``, the parameters themselves, for the weights θ and the gradient g."""
+        """Overwrite ``out`` with ε. SAM: ε = ρ g/‖g‖ (Algorithm 1, line 8).
+
+        Args:
+            out: the model's own parameters, of which only those that have a gradient.
+            weights: θ, a saved copy of them.
+            gradients: g, not to be changed.
+            rho: ρ >= 0.
+        """
         torch._foreach_copy_(out, gradients)
         torch._foreach_mul_(out, rho / (norm(gradients) + EPSILON))
 
     combine: Callable[..., None] | None = None
-    """``combine(sharp, clean, part)``: turn g_s, held by ``sharp``, into the sharp gradient, in place, with g in
-    ``clean``. None where that is g_s itself, which needs no copy of g. ``part`` is the number of the micro-batch."""
+    """``combine(sharp, clean, micro_batch)`` turns g_s, in the tensors of ``sharp``, into the sharp gradient in place.
 
-    def perturbs(self, part: int) -> bool:
-        """Whether this sharp step has a perturbed pass; without one, ``combine`` gets g itself in ``sharp``."""
+    ``clean`` holds g and must not be changed; both lists have a tensor for every trainable parameter, zero where a
+    pass gave no gradient. ``micro_batch`` is the number of the micro-batch within its step, from 0. None means that the
+    sharp gradient is g_s itself; no copy of g is then made."""
+
+    def perturbs(self, micro_batch: int) -> bool:
+        """Whether this sharp step has a perturbed pass; without one, ``combine`` finds g in ``sharp`` as well."""
         return True
 
     def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Sharp step t begins, of these trainable parameters; `perturb` gets those of them that have a gradient."""
+        """Called once at the start of sharp step t, before its passes, with all trainable parameters."""
 
     def observe(self, closure: Closure, parameters: Sequence[Tensor], samples: int) -> float:
-        """After the clean pass, at θ, where ``by_sample``: look at samples; its cost, in passes."""
+        """Called after the clean pass of ``samples`` samples, at θ and in evaluation mode, on a micro-batch.
+
+        Returns what it cost, in passes over the micro-batch. Only where `needs_per_sample_loss`.
+        """
         return 0.0
 
     def select(self, closure: Closure, clean_losses: Tensor) -> tuple[Any, float, float]:
-        """At θ + ε, where ``by_sample``: rows for the perturbed pass; its cost in forward and in backward passes."""
+        """Called at θ + ε with the losses of the clean pass, [n], to choose the rows of the perturbed pass.
+
+        Returns an index of rows, and the cost of choosing them and of the perturbed pass together, in forward and in
+        backward propagations over the micro-batch. Only where `needs_per_sample_loss`.
+        """
         return slice(None), 1.0, 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers from step to step."""
+        """What must be kept from step to step: tensors, numbers, and lists and dicts of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from what `state_dict` returned. Tensors are already on the device of the model."""
 
 
 class SAM(Variant):
-    """Sharpness-aware minimisation (Foret et al., 2021): ε = ρ g/‖g‖ (Algorithm 1, line 8)."""
+    """Sharpness-aware minimisation (Foret et al., 2021): ε = ρ g/‖g‖ (Section 2.1; Algorithm 1, line 8)."""

@@ -1,4 +1,4 @@
-"""The variants as the tests of variants take them, each with its plain version, and what these tests share."""
+"""The variants with the options that their tests use, each with its plain version, and helpers of these tests."""
 
 from collections.abc import Callable
 
@@ -31,12 +31,12 @@ ALWAYS, NEVER = schedules.always(), schedules.never()
 
 
 def draws(t: int) -> list[float]:
-    """One for each tensor of `network`."""
+    """The random number of each parameter tensor of `network` at step t, from which ESAM draws its set."""
     return torch.rand(8, generator=stream("esam", SEED, t)).tolist()
 
 
 def noise(t: int) -> Tensor:
-    """One for each weight of `network`."""
+    """The random number of each weight of `network` at step t, from which SSAM-D draws its masks."""
     generator = stream("ssam", SEED, t)
     return torch.cat([torch.rand(p.shape, generator=generator).flatten() for p in network().parameters()])
 
@@ -63,16 +63,20 @@ ORACLES: dict[str, Callable[[], Sam]] = {
 
 variants = pytest.mark.parametrize("name", VARIANTS)
 
-by_passes = pytest.mark.parametrize("name", [name for name in VARIANTS if not NAMES[name].by_sample])
+without_per_sample_loss = pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if not NAMES[name].needs_per_sample_loss]
+)
 
 combining = pytest.mark.parametrize("name", ["gsam", "looksam"])
 
 
 def left(model: nn.Module) -> Tensor:
+    """A copy of the gradient in ``.grad`` of the trainable parameters, as one vector."""
     return gradient([p for p in model.parameters() if p.requires_grad]).clone()
 
 
 def close(actual: object, expected: object, tolerance: float = 1e-10) -> None:
+    """Assert that nested dicts and lists of tensors are equal within a relative and absolute tolerance."""
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -80,11 +84,12 @@ SCHEMES = {"alone": (ALWAYS, 1.0), "RST": (schedules.constant(0.5), 1.0), "G-RST
 
 
 def random(seed: int, *shape: int) -> Tensor:
+    """Normal random numbers of this shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def step(method: rst.RST, model: Chosen, *gradients: Tensor) -> Tensor:
-    """The gradient that a step leaves whose passes have these gradients, [weights] each."""
+    """The gradient that a step leaves, if its passes have these gradients, [number of weights] each."""
     model.zero_grad()
     for weight, g in zip(method.passes(), gradients, strict=True):
         (weight * model.losses(g[None]).mean()).backward()
@@ -92,7 +97,7 @@ def step(method: rst.RST, model: Chosen, *gradients: Tensor) -> Tensor:
 
 
 def epsilon_of(method: rst.RST, model: Chosen, gradients: Tensor, advance: bool = True) -> Tensor:
-    """ε of a sharp step over samples of these gradients, [n, weights]."""
+    """ε of a sharp step over samples that have these gradients, [n, number of weights]."""
     seen = []
 
     def closure(rows=ALL) -> Tensor:
@@ -105,4 +110,5 @@ def epsilon_of(method: rst.RST, model: Chosen, gradients: Tensor, advance: bool 
 
 
 def mask_of(method: rst.RST) -> Tensor:
+    """The mask of an SSAM variant, as one vector."""
     return torch.cat([m.flatten() for m in method.variant.state_dict()["mask"]])

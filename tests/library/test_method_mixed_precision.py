@@ -1,4 +1,4 @@
-"""Autocast round the loop, and a loss scaler in it."""
+"""Autocast around the loop over passes, and a loss scaler inside it."""
 
 from itertools import pairwise
 
@@ -21,16 +21,16 @@ def network() -> nn.Module:
 
 
 def in_bf16(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The network with the weights that it has now, cast by hand: nothing here can be served from a cache."""
+    """The network's output from its present weights, cast by hand, so that no cached cast can be used."""
     with torch.autocast("cpu", enabled=False), torch.no_grad():
         hidden = F.linear(x.flatten(1).to(BF16), model[1].weight.to(BF16), model[1].bias.to(BF16))
         return F.linear(hidden.tanh(), model[3].weight.to(BF16), model[3].bias.to(BF16))
 
 
-@pytest.mark.parametrize("regions", ["one", "one a step"])
+@pytest.mark.parametrize("regions", ["one for all steps", "one for each step"])
 @pytest.mark.parametrize("p", [0.5, 1.0])
-def test_every_forward_inside_autocast_sees_the_weights_of_its_moment(regions, p):
-    """The clean pass those of the last optimizer step, the perturbed pass the perturbed ones, and then the restored."""
+def test_every_forward_pass_inside_autocast_uses_the_present_weights(regions, p):
+    """The clean pass uses those after the optimizer's step, the perturbed pass θ + ε, and the next pass θ again."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     method = rst.RST(model, 1.0, schedules.constant(p), total_steps=8)
@@ -47,7 +47,7 @@ def test_every_forward_inside_autocast_sees_the_weights_of_its_moment(regions, p
         optimizer.step()
         optimizer.zero_grad()
 
-    if regions == "one":
+    if regions == "one for all steps":
         with torch.autocast("cpu", BF16):
             for _ in range(8):
                 step()
@@ -59,8 +59,10 @@ def test_every_forward_inside_autocast_sees_the_weights_of_its_moment(regions, p
     assert method.gate.all() == (p == 1)
 
 
-def train(scaler: torch.amp.GradScaler, c: float, overflow: tuple[int, int] | None = None, clip: bool = False):
-    """The weights before each of four steps and after the last; ``overflow`` is (step, pass) of an infinite loss."""
+def train(
+    scaler: torch.amp.GradScaler, c: float, overflow: tuple[int, int] | None = None, clip: bool = False
+) -> list[torch.Tensor]:
+    """The weights before each of four steps and after the last; the loss is infinite at ``overflow``, (step, pass)."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     method = rst.RST(model, 0.1, schedules.always(), gamma_ratio=c)
@@ -84,7 +86,7 @@ def train(scaler: torch.amp.GradScaler, c: float, overflow: tuple[int, int] | No
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("c", [1.0, 2.0])
-def test_a_loss_scaler_changes_nothing_but_rounding(c, clip):
+def test_a_loss_scaler_changes_the_training_by_rounding_only(c, clip):
     scaled = train(torch.amp.GradScaler("cpu", init_scale=2.0**12), c, clip=clip)
     unscaled = train(torch.amp.GradScaler("cpu", enabled=False), c, clip=clip)
     torch.testing.assert_close(scaled, unscaled, rtol=1e-5, atol=1e-6)
@@ -92,7 +94,7 @@ def test_a_loss_scaler_changes_nothing_but_rounding(c, clip):
 
 @pytest.mark.parametrize("number", [0, 1], ids=["clean", "perturbed"])
 @pytest.mark.parametrize("c", [1.0, 2.0])
-def test_an_overflow_in_either_pass_skips_the_step_and_the_training_goes_on(c, number):
+def test_after_an_overflow_in_either_pass_the_scaler_skips_the_step_and_training_continues(c, number):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     history = train(scaler, c, overflow=(1, number))
     moved = [not torch.equal(before, after) for before, after in pairwise(history)]

@@ -1,6 +1,6 @@
-"""Every variant on two ranks (gloo): computed on the rank, then averaged, as the plain version does rank by rank.
+"""Every variant on two ranks, connected by gloo, against its plain version written out rank by rank.
 
-One pair of processes runs every scenario once and hands back what it saw; the tests compare.
+One pair of processes runs every scenario once and returns what it saw; the tests compare.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import seen_on_ranks
+from gloo_ranks import results_of_ranks
 from textbook import assert_bitwise, clean_gradient, perceptron
 from textbook_variants import (
     Asam,
@@ -39,19 +39,19 @@ ALWAYS = schedules.always()
 
 
 def draws(t: int) -> list[float]:
-    """One for each tensor of `perceptron`."""
+    """The random number of each parameter tensor of `perceptron` at step t, from which ESAM draws its set."""
     return torch.rand(4, generator=stream("esam", SEED, t)).tolist()
 
 
 def noise(t: int) -> Tensor:
-    """One for each weight of `perceptron`."""
+    """The random number of each weight of `perceptron` at step t, from which SSAM-D draws its masks."""
     generator = stream("ssam", SEED, t)
     return torch.cat([torch.rand(p.shape, generator=generator).flatten() for p in perceptron().parameters()])
 
 
 @dataclass
 class Case:
-    """A variant and its oracle."""
+    """A variant and its plain version."""
 
     variant: Callable[[], Variant]
     oracle: Callable[[], Sam]
@@ -78,12 +78,12 @@ def number(rank: int, step: int, micro_batch: int) -> int:
     return 100 * rank + 10 * step + micro_batch
 
 
-# ------------------------------------------------------------------------------------------------ what a rank does
+# What a rank does -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def counted_messages() -> Iterator[list[int]]:
-    """The sizes of all that is added up over the ranks inside, by `DistributedDataParallel` or by hand."""
+    """The sizes of all tensors that are summed over the ranks inside, by `DistributedDataParallel` or otherwise."""
     sizes, real = [], dist.all_reduce
 
     def all_reduce(tensor: Tensor, *args: object, **kwargs: object) -> object:
@@ -103,16 +103,17 @@ def run_scenario(rank: int, name: str, gate: str, micro_batches: int) -> dict:
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     variant = CASES[name].variant()
     method = rst.RST(parallel, RHO, GATES[gate], C, total_steps=STEPS, seed=SEED, variant=variant)
-    parallel.register_comm_hook(None, allreduce_hook)  # the same averaging, but from Python, where it can be counted
+    # Averages gradients as DDP does without a hook, but through dist.all_reduce, which is counted.
+    parallel.register_comm_hook(None, allreduce_hook)
     weights, counts = [], []
     for step in range(STEPS):
         with counted_messages() as messages:
-            for part in range(micro_batches):
-                losses = device_of(parallel, number(rank, step, part))
-                if variant.by_sample:
+            for micro_batch in range(micro_batches):
+                losses = device_of(parallel, number(rank, step, micro_batch))
+                if variant.needs_per_sample_loss:
                     method.backward(losses)
                     continue
-                for weight in method.passes(advance=part == micro_batches - 1):
+                for weight in method.passes(advance=micro_batch == micro_batches - 1):
                     (weight * losses().mean() / micro_batches).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -122,7 +123,7 @@ def run_scenario(rank: int, name: str, gate: str, micro_batches: int) -> dict:
 
 
 def run_synced(rank: int, name: str) -> dict:
-    """The gradients of two steps whose perturbation follows the gradient averaged over the ranks."""
+    """The gradient of the second of two steps with sync_perturbation."""
     parallel = DistributedDataParallel(perceptron())
     method = rst.RST(parallel, RHO, ALWAYS, C, STEPS, SEED, variant=CASES[name].variant(), sync_perturbation=True)
     for step in range(2):
@@ -132,7 +133,7 @@ def run_synced(rank: int, name: str) -> dict:
 
 
 class PartlyUsed(nn.Module):
-    """Its middle layer takes part on the second rank only, and its last one nowhere."""
+    """The middle layer is used on the second rank only, the last layer on no rank."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -162,10 +163,10 @@ def run_rank(rank: int) -> dict:
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return seen_on_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks of the variants"))
+    return results_of_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks of the variants"))
 
 
-# ---------------------------------------------------------------------------------- the same, written out by hand
+# The same, written out by hand ----------------------------------------------------------------------------------------
 
 scenarios = pytest.mark.parametrize("scenario", SCENARIOS)
 
@@ -175,23 +176,23 @@ def gate_of(gate: str) -> list[bool]:
 
 
 @scenarios
-def test_ranks_do_what_is_written_out_rank_by_rank(ranks, scenario):
-    """A device is a rank and a micro-batch of it: each has its own gradients, and its own direction in LookSAM."""
+def test_ranks_train_as_written_out_rank_by_rank(ranks, scenario):
+    """Every micro-batch of every rank is a device, with gradients of its own and in LookSAM a direction of its own."""
     name, gate, micro_batches = SCENARIOS[scenario].values()
     model, oracle = perceptron(), CASES[name].oracle()
     for step, sharp in enumerate(gate_of(gate)):
-        devices = [device_of(model, number(rank, step, part)) for rank in range(RANKS) for part in range(micro_batches)]
+        devices = [device_of(model, number(rank, step, i)) for rank in range(RANKS) for i in range(micro_batches)]
         set_gradient(model, step_gradient(oracle, model, devices, sharp, step, RHO, C))
         torch.optim.SGD(model.parameters(), lr=LR).step()
         torch.testing.assert_close(ranks[0][scenario]["weights"][step], vector(model), rtol=1e-10, atol=1e-10)
 
 
-def test_the_half_open_gate_has_both_kinds_of_steps():
+def test_the_half_open_gate_has_plain_and_sharp_steps():
     assert set(gate_of("half open")) == {False, True}
 
 
 @scenarios
-def test_weights_are_equal_on_all_ranks_to_the_bit(ranks, scenario):
+def test_weights_are_equal_on_all_ranks_bit_for_bit(ranks, scenario):
     assert_bitwise(ranks[1][scenario]["weights"], ranks[0][scenario]["weights"])
 
 
@@ -201,14 +202,14 @@ def test_the_mask_is_the_same_on_all_ranks(ranks, scenario):
 
 
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name.startswith("looksam")])
-def test_the_direction_that_is_kept_is_the_rank_s_own(ranks, scenario):
+def test_every_rank_stores_a_looksam_direction_of_its_own(ranks, scenario):
     mine, other = (rank[scenario]["variant"] for rank in ranks)
     assert mine["counts"] == other["counts"]
     assert not torch.equal(mine["directions"][0][0], other["directions"][0][0])
 
 
 @scenarios
-def test_a_step_averages_the_gradient_over_the_ranks_once_and_adds_up_no_more_than_a_mask(ranks, scenario):
+def test_a_step_sums_over_the_ranks_once_and_once_more_where_it_makes_a_mask(ranks, scenario):
     name, gate, _ = SCENARIOS[scenario].values()
     expected, due = [], 0
     for step, sharp in enumerate(gate_of(gate)):
@@ -220,7 +221,7 @@ def test_a_step_averages_the_gradient_over_the_ranks_once_and_adds_up_no_more_th
 
 
 @pytest.mark.parametrize("name", ["asam", "esam", "ssam_f", "ssam_d"])
-def test_a_perturbation_that_is_synchronised_follows_the_mean_gradient(ranks, name):
+def test_with_sync_perturbation_ranks_perturb_along_the_mean_gradient(ranks, name):
     model, oracle = perceptron(), CASES[name].oracle()
     for step in range(2):
         devices = [device_of(model, number(rank, step, 0)) for rank in range(RANKS)]
@@ -232,7 +233,7 @@ def test_a_perturbation_that_is_synchronised_follows_the_mean_gradient(ranks, na
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_layer_used_on_one_rank_has_the_same_gradient_on_all_and_one_used_on_none_has_none(ranks, name):
+def test_a_layer_used_on_one_rank_gets_the_same_gradient_on_all_and_one_used_on_none_gets_none(ranks, name):
     mine, other = (rank[f"{name}, partly used"] for rank in ranks)
     assert_bitwise(mine[:4], other[:4])
     assert all(gradient.abs().sum() > 0 for gradient in mine[:4])

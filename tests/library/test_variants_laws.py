@@ -1,4 +1,4 @@
-"""Laws of the variants that hold for any gradient at all."""
+"""Properties of the variants that hold for every gradient."""
 
 import math
 
@@ -7,10 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textbook import assert_bitwise
-from textbook_variants import (
-    Chosen,
-    vector,
-)
+from textbook_variants import Chosen, vector
 from torch import Tensor
 from variant_cases import (
     ALWAYS,
@@ -27,8 +24,6 @@ import rst
 from rst import schedules
 from rst.variants import ASAM, ESAM, GSAM, SSAMD, SSAMF, LookSAM
 
-# ------------------------------------------------------------------------------------- laws, for any gradient at all
-
 SHAPES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
 SCALES = st.floats(-6, 6).map(lambda exponent: 10.0**exponent)
@@ -38,9 +33,7 @@ laws = settings(deadline=None, max_examples=40)
 
 @given(sizes=SHAPES, seed=st.integers(0, 99), scale=SCALES, alpha=st.floats(0.01, 2))
 @laws
-def test_gsam_takes_off_a_part_orthogonal_to_the_perturbed_gradient_and_leaves_the_clean_one_without_it(
-    sizes, seed, scale, alpha
-):
+def test_gsam_subtracts_the_component_of_the_clean_gradient_orthogonal_to_the_perturbed_one(sizes, seed, scale, alpha):
     model = Chosen(*sizes)
     g, g_s = scale * random(seed, 2, sum(sizes))
     orthogonal = (g_s - step(rst.RST(model, RHO, ALWAYS, variant=GSAM(alpha)), model, g, g_s)) / alpha
@@ -52,7 +45,7 @@ def test_gsam_takes_off_a_part_orthogonal_to_the_perturbed_gradient_and_leaves_t
 
 @given(sizes=SHAPES, seed=st.integers(0, 99), scale=SCALES, alpha=st.floats(0, 2))
 @laws
-def test_looksam_keeps_a_direction_orthogonal_to_the_clean_gradient_and_adds_alpha_norms_of_g_of_it(
+def test_looksam_stores_a_direction_orthogonal_to_the_clean_gradient_and_later_adds_it_with_norm_alpha_g(
     sizes, seed, scale, alpha
 ):
     model = Chosen(*sizes)
@@ -68,7 +61,7 @@ def test_looksam_keeps_a_direction_orthogonal_to_the_clean_gradient_and_adds_alp
 
 @given(sizes=SHAPES, seed=st.integers(0, 99), scale=SCALES, rho=st.floats(0.1, 10), eta=st.floats(0, 1))
 @laws
-def test_asam_perturbs_to_the_radius_in_units_of_the_weights(sizes, seed, scale, rho, eta):
+def test_the_perturbation_of_asam_has_norm_rho_in_units_of_the_weights(sizes, seed, scale, rho, eta):
     """‖T⁻¹ ε‖ = ρ."""
     model = Chosen(*sizes, seed=seed)
     gradients = scale * random(seed + 100, 3, sum(sizes))
@@ -76,7 +69,7 @@ def test_asam_perturbs_to_the_radius_in_units_of_the_weights(sizes, seed, scale,
     assert (epsilon / (vector(model).abs() + eta)).norm().item() == pytest.approx(rho, rel=1e-4)
 
 
-def test_asam_leaves_a_weight_that_is_zero_where_it_is_unless_there_is_an_eta():
+def test_asam_moves_a_weight_that_is_zero_only_with_an_eta():
     model = Chosen(4)
     with torch.no_grad():
         model.weights[0][1] = 0
@@ -88,9 +81,7 @@ def test_asam_leaves_a_weight_that_is_zero_where_it_is_unless_there_is_an_eta():
 @pytest.mark.parametrize("kind", [SSAMF, SSAMD])
 @given(sizes=SHAPES, seed=st.integers(0, 99), sparsity=st.integers(0, 99), rho=st.floats(0.1, 10))
 @laws
-def test_ssam_perturbs_one_less_the_sparsity_of_all_weights_together_within_the_radius(
-    kind, sizes, seed, sparsity, rho
-):
+def test_ssam_perturbs_the_share_1_minus_sparsity_of_all_weights_by_at_most_rho(kind, sizes, seed, sparsity, rho):
     model = Chosen(*sizes)
     method = rst.RST(model, rho, ALWAYS, total_steps=3, variant=kind(sparsity / 100))
     for _ in range(3):
@@ -102,7 +93,7 @@ def test_ssam_perturbs_one_less_the_sparsity_of_all_weights_together_within_the_
 
 @given(sizes=SHAPES, seed=st.integers(0, 99), samples=st.integers(1, 9), scale=SCALES)
 @laws
-def test_ssam_f_perturbs_the_weights_of_the_largest_fisher_information_over_the_first_samples(
+def test_ssam_f_perturbs_the_weights_with_the_largest_fisher_information_over_the_first_samples(
     sizes, seed, samples, scale
 ):
     model, gradients = Chosen(*sizes), scale * random(seed, 6, sum(sizes))
@@ -120,15 +111,14 @@ def test_ssam_f_perturbs_the_weights_of_the_largest_fisher_information_over_the_
     t=st.integers(1, 9),
 )
 @laws
-def test_ssam_d_drops_its_smallest_gradients_for_as_many_weights_that_were_not_perturbed(
-    sizes, seed, sparsity, drop, t
-):
+def test_ssam_d_exchanges_the_weights_with_the_smallest_gradients_for_as_many_others(sizes, seed, sparsity, drop, t):
     model = Chosen(*sizes)
     method = rst.RST(model, RHO, ALWAYS, total_steps=10, seed=seed, variant=SSAMD(sparsity, update_every=1, drop=drop))
     epsilon_of(method, model, random(seed, 4, sum(sizes)))
     old, method.t = mask_of(method), t
     gradients = random(seed + 100, 4, sum(sizes))
-    assert ((epsilon_of(method, model, gradients) != 0) == old).all(), "a step is perturbed under the mask it found"
+    perturbed = epsilon_of(method, model, gradients) != 0
+    assert (perturbed == old).all(), "a step that makes a mask is itself perturbed under the old one"
     new = mask_of(method)
     dropped, grown, stayed = old & ~new, new & ~old, old & new
     ones, zeros = int(old.sum()), int((~old).sum())
@@ -140,7 +130,7 @@ def test_ssam_d_drops_its_smallest_gradients_for_as_many_weights_that_were_not_p
         assert size[dropped].max() <= size[stayed].min()
 
 
-def test_ssam_d_draws_where_it_starts_and_grows_from_the_seed():
+def test_the_masks_of_ssam_d_depend_on_the_seed_and_the_step():
     def masks(seed: int) -> list[Tensor]:
         model = Chosen(40)
         method = rst.RST(model, RHO, ALWAYS, total_steps=2, seed=seed, variant=SSAMD(update_every=1))
@@ -156,7 +146,7 @@ def test_ssam_d_draws_where_it_starts_and_grows_from_the_seed():
 
 
 @pytest.mark.parametrize("kind", [SSAMF, SSAMD])
-def test_ssam_makes_a_mask_at_the_first_sharp_step_that_is_due(kind):
+def test_ssam_makes_a_mask_at_the_first_sharp_step_of_every_period(kind):
     model = Chosen(200)
     method = rst.RST(model, RHO, schedules.constant(0.4), total_steps=60, variant=kind(update_every=5))
     mask, changes = None, []
@@ -180,15 +170,15 @@ def test_ssam_makes_a_mask_at_the_first_sharp_step_that_is_due(kind):
     scale=SCALES,
 )
 @laws
-def test_esam_perturbs_whole_tensors_to_the_radius_over_beta_and_keeps_the_samples_that_rise_most(
+def test_esam_perturbs_whole_tensors_by_rho_over_beta_and_uses_the_samples_whose_loss_rises_most(
     sizes, seed, beta, gamma, samples, scale
 ):
     model, gradients = Chosen(*sizes), scale * random(seed, samples, sum(sizes))
     method = rst.RST(model, RHO, ALWAYS, seed=seed, variant=ESAM(beta, gamma))
     epsilon = epsilon_of(method, model, gradients)
-    inside = [bool((part != 0).any()) for part in epsilon.split(sizes)]
+    inside = [bool((own != 0).any()) for own in epsilon.split(sizes)]
     if any(inside):
-        direction = torch.cat([part * kept for part, kept in zip(gradients.mean(0).split(sizes), inside, strict=True)])
+        direction = torch.cat([own * kept for own, kept in zip(gradients.mean(0).split(sizes), inside, strict=True)])
         close(epsilon, RHO / beta * direction / direction.norm(), 1e-5)
     count = max(1, math.floor(gamma * samples))
     rows = (gradients @ epsilon).argsort(descending=True)[:count]
@@ -196,13 +186,13 @@ def test_esam_perturbs_whole_tensors_to_the_radius_over_beta_and_keeps_the_sampl
         close(left(model) / scale, gradients[rows].mean(0) / scale, 1e-9)
 
 
-def test_esam_draws_its_tensors_anew_at_every_step_with_frequency_beta():
+def test_esam_draws_its_tensors_at_every_step_with_probability_beta():
     model = Chosen(*[1] * 20)
     method = rst.RST(model, RHO, ALWAYS, variant=ESAM(beta=0.3, gamma=1))
     inside = torch.stack([epsilon_of(method, model, random(t, 2, 20)) != 0 for t in range(100)]).double()
     assert inside.mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 2000))
     assert len(inside.unique(dim=0)) > 90
     assert inside.mean(0).std() < 4 * math.sqrt(0.3 * 0.7 / 100)
-    # The next step is independent of this one.
+    # A tensor is in the sets of two steps in a row with probability beta².
     both = (inside[1:] * inside[:-1]).mean().item()
     assert both == pytest.approx(0.09, abs=4 * math.sqrt(0.09 * 0.91 / 1980))

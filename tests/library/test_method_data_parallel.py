@@ -1,6 +1,6 @@
-"""Two ranks (gloo) against the same computation written out rank by rank.
+"""Two ranks, connected by gloo, against the same computation written out rank by rank.
 
-One pair of processes runs every scenario once and hands back what it saw; the tests compare.
+One pair of processes runs every scenario once and returns what it saw; the tests compare.
 """
 
 import warnings
@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import seen_on_ranks
+from gloo_ranks import results_of_ranks
 from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron, perturbed_gradient
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -41,7 +41,7 @@ def data(rank: int, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
 
 
 class SkipsALayer(nn.Module):
-    """Its middle layer takes part in every other forward pass only, as with stochastic depth."""
+    """The middle layer is used in every second forward pass only, as with stochastic depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class SkipsALayer(nn.Module):
         return self.last(self.middle(x) if self.calls % 2 else x)
 
 
-# ------------------------------------------------------------------------------------------------ what a rank does
+# What a rank does -----------------------------------------------------------------------------------------------------
 
 
 def run_scenario(
-    rank: int, synced: bool, c: float, views: bool, micro_batches: int, schedule=ALWAYS, drop=True
+    rank: int, synced: bool, c: float, views: bool, micro_batches: int, schedule=ALWAYS, set_to_none=True
 ) -> dict:
     model = perceptron()
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=views)
@@ -80,14 +80,14 @@ def run_scenario(
             for weight in method.passes(advance=index == micro_batches - 1):
                 (weight * loss_on(parallel, x, y)).backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=drop)
+        optimizer.zero_grad(set_to_none=set_to_none)
         weights.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
         counts.append(len(reductions))
     return {"weights": weights, "reductions": counts}
 
 
-def run_exception(rank: int) -> bool:
-    """Whether gradients are averaged again after an exception in the clean pass."""
+def run_error(rank: int) -> bool:
+    """Whether DDP averages gradients again after an error in the clean pass."""
     parallel = DistributedDataParallel(perceptron())
     method = rst.RST(parallel, RHO, ALWAYS)
     try:
@@ -152,8 +152,8 @@ def run_rank(rank: int) -> dict:
     plain = {"synced": False, "c": 2.0, "views": True, "micro_batches": 2}
     seen["closed gate"] = run_scenario(rank, **plain, schedule=schedules.never())
     seen["half open gate"] = run_scenario(rank, **plain, schedule=schedules.constant(0.5))
-    seen["zeroed in place"] = run_scenario(rank, **plain, drop=False)
-    seen["exception"] = run_exception(rank)
+    seen["gradients zeroed in place"] = run_scenario(rank, **plain, set_to_none=False)
+    seen["error"] = run_error(rank)
     seen["stochastic depth"] = run_stochastic_depth(rank)
     seen["unwrapped"] = run_unwrapped(rank)
     seen["sharded"] = run_sharded(rank)
@@ -162,14 +162,14 @@ def run_rank(rank: int) -> dict:
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return seen_on_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks"))
+    return results_of_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
-# ---------------------------------------------------------------------------------- the same, written out by hand
+# The same, written out by hand ----------------------------------------------------------------------------------------
 
 
 def by_hand(synced: bool, c: float, micro_batches: int, is_open: list[bool], **_: object) -> list[Tensor]:
-    """The weights after each step of plain SGD on the mean over ranks of (1 - c) g + c g_s, micro-batches summed."""
+    """The weights after each step of SGD on (1 - c) g + c g_s, summed over micro-batches and averaged over ranks."""
     model = perceptron()
     weights = []
     for step in range(STEPS):
@@ -191,50 +191,54 @@ def by_hand(synced: bool, c: float, micro_batches: int, is_open: list[bool], **_
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_ranks_do_what_is_written_out_by_hand(ranks, name):
+def test_ranks_train_as_written_out_by_hand(ranks, name):
     expected = by_hand(**SCENARIOS[name], is_open=[True] * STEPS)
     torch.testing.assert_close(ranks[0][name]["weights"], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_local_and_synced_perturbations_differ(ranks):
+def test_perturbations_along_the_own_and_along_the_mean_gradient_differ(ranks):
     local, synced = (ranks[0][f"{word}, c=1, copies, 1 micro-batch"]["weights"][0] for word in ("local", "synced"))
     assert not torch.allclose(local, synced, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["closed gate", "half open gate", "zeroed in place"])
-def test_ranks_do_what_is_written_out_by_hand_with_a(ranks, name):
+@pytest.mark.parametrize("name", ["closed gate", "half open gate", "gradients zeroed in place"])
+def test_ranks_train_as_written_out_by_hand_with_a(ranks, name):
     half_open = rst.RST(perceptron(), RHO, schedules.constant(0.5), total_steps=STEPS, seed=SEED).gate.tolist()
     assert set(half_open) == {False, True}
-    is_open = {"closed gate": [False] * STEPS, "half open gate": half_open, "zeroed in place": [True] * STEPS}[name]
+    is_open = {
+        "closed gate": [False] * STEPS,
+        "half open gate": half_open,
+        "gradients zeroed in place": [True] * STEPS,
+    }[name]
     expected = by_hand(synced=False, c=2.0, micro_batches=2, is_open=is_open)
     torch.testing.assert_close(ranks[0][name]["weights"], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [*SCENARIOS, "closed gate", "half open gate", "zeroed in place"])
-def test_weights_are_equal_on_all_ranks_to_the_bit(ranks, name):
+@pytest.mark.parametrize("name", [*SCENARIOS, "closed gate", "half open gate", "gradients zeroed in place"])
+def test_weights_are_equal_on_all_ranks_bit_for_bit(ranks, name):
     assert_bitwise(ranks[1][name]["weights"], ranks[0][name]["weights"])
 
 
 @pytest.mark.parametrize("name", [*(name for name in SCENARIOS if name.startswith("local")), "closed gate"])
-def test_a_step_averages_the_gradient_over_the_ranks_once_also_when_it_is_sharp(ranks, name):
+def test_a_step_averages_the_gradient_over_the_ranks_once_even_if_it_is_sharp(ranks, name):
     assert ranks[0][name]["reductions"] == [1] * STEPS
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("synced")])
-def test_a_synced_perturbation_averages_once_more_for_every_clean_pass(ranks, name):
+def test_sync_perturbation_averages_once_more_for_every_clean_pass(ranks, name):
     assert ranks[0][name]["reductions"] == [SCENARIOS[name]["micro_batches"] + 1] * STEPS
 
 
-def test_an_exception_in_the_clean_pass_leaves_the_averaging_on(ranks):
-    assert [rank["exception"] for rank in ranks] == [True, True]
+def test_after_an_error_in_the_clean_pass_ddp_averages_gradients_again(ranks):
+    assert [rank["error"] for rank in ranks] == [True, True]
 
 
-def test_a_layer_that_the_perturbed_pass_skips_has_the_same_gradient_on_all_ranks(ranks):
+def test_a_layer_that_the_perturbed_pass_skips_gets_the_same_gradient_on_all_ranks(ranks):
     assert_bitwise(ranks[1]["stochastic depth"], ranks[0]["stochastic depth"])
     assert all(gradient.abs().sum() > 0 for gradient in ranks[0]["stochastic depth"])
 
 
-def test_a_model_that_is_not_wrapped_warns(ranks):
+def test_a_model_without_its_ddp_wrapper_warns(ranks):
     assert len(ranks[0]["unwrapped"]) == 1
     assert "not wrapped" in ranks[0]["unwrapped"][0]
 

@@ -1,4 +1,4 @@
-"""Save, load, continue: the training that was never stopped, to the bit."""
+"""Saving, loading and continuing gives the training that was never stopped, bit for bit."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ SCHEMES = {
 
 
 class Training:
-    """A network, its optimizer and the method, with all that a checkpoint of them holds."""
+    """A network, its optimizer and the method, which save and load a checkpoint of all three."""
 
     def __init__(self, scheme: str, optimizer: str) -> None:
         self.model = Network()
@@ -72,7 +72,7 @@ def test_stopping_at_any_step_and_continuing_equals_never_stopping(scheme, stop,
     assert second.method.t == STEPS
 
 
-def test_the_state_holds_no_tensor_and_loads_with_weights_only():
+def test_the_state_of_sam_is_t_alone_and_loads_with_weights_only():
     training = Training("sam", "momentum")
     training.run_to(3)
     file = io.BytesIO()

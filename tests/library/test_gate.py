@@ -1,4 +1,4 @@
-"""The gate: X_t ~ Bernoulli(p(t)), known before training, a function of (seed, t) alone."""
+"""The gate X_t ~ Bernoulli(p(t)): a function of (seed, t) and p(t) alone, known before the training."""
 
 import math
 
@@ -11,7 +11,7 @@ from torch import nn
 import rst
 from rst import schedules
 
-pytestmark = pytest.mark.filterwarnings("ignore:schedule .* expects")
+pytestmark = pytest.mark.filterwarnings("ignore:the gate of seed")
 
 MODEL = nn.Linear(2, 2)
 SEEDS = st.integers(0, 2**40)
@@ -27,7 +27,7 @@ def make(schedule, total_steps: int | None, seed: int = 0) -> rst.RST:
 
 
 def step(method: rst.RST) -> int:
-    """Run one step; the number of forward passes that the network counted."""
+    """Run one step; returns the number of forward passes that the network made."""
     calls = []
     handle = MODEL.register_forward_hook(lambda *_: calls.append(None))
     for weight in method.passes():
@@ -36,7 +36,10 @@ def step(method: rst.RST) -> int:
     return len(calls)
 
 
-def test_the_gate_is_one_boolean_a_step():
+# What X_t depends on --------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_of_a_training_is_one_boolean_for_each_step():
     whole = gate(schedules.constant(0.5), 30)
     assert whole.shape == (30,)
     assert whole.dtype == torch.bool
@@ -52,7 +55,7 @@ def test_the_gate_does_not_depend_on_the_length_of_the_training(seed, p, short, 
 
 @given(seed=SEEDS, p=SHARE, more=SHARE)
 @settings(deadline=None, max_examples=30)
-def test_a_larger_p_opens_every_gate_that_a_smaller_one_opens(seed, p, more):
+def test_a_step_that_is_sharp_under_p_is_sharp_under_every_larger_p(seed, p, more):
     low, high = gate(schedules.constant(min(p, more)), 300, seed), gate(schedules.constant(max(p, more)), 300, seed)
     assert not (low & ~high).any()
 
@@ -65,7 +68,7 @@ def test_a_constant_schedule_gives_the_same_gate_without_total_steps(seed, t, p)
     assert endless.sharp == whole.gate[t].item()
 
 
-def test_the_gate_depends_on_the_seed_but_not_on_torchs_own_seed():
+def test_the_gate_depends_on_its_seed_but_not_on_that_of_torch():
     torch.manual_seed(0)
     first = gate(schedules.constant(0.5), 200, seed=1)
     torch.manual_seed(1)
@@ -73,7 +76,16 @@ def test_the_gate_depends_on_the_seed_but_not_on_torchs_own_seed():
     assert not torch.equal(gate(schedules.constant(0.5), 200, seed=2), first)
 
 
-def test_p_of_zero_never_opens_and_p_of_one_always():
+def test_any_callable_is_a_schedule():
+    method = make(lambda t, total_steps: float(t >= total_steps - 2), 5)
+    assert method.gate.tolist() == [False, False, False, True, True]
+    assert method.expected_extra_propagations == pytest.approx(2 / 5)
+
+
+# Its distribution -----------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_always_closed_with_p_0_and_always_open_with_p_1():
     assert not gate(schedules.never(), 5000).any()
     assert gate(schedules.always(), 5000).all()
 
@@ -82,7 +94,7 @@ def test_p_of_zero_never_opens_and_p_of_one_always():
 @pytest.mark.parametrize(
     "schedule", [schedules.constant(0.1), schedules.constant(0.5), schedules.linear(0.7), schedules.sine()], ids=str
 )
-def test_the_realised_share_lies_within_four_standard_deviations_of_the_expected_one(schedule, seed):
+def test_the_share_of_sharp_steps_is_within_four_standard_deviations_of_the_mean_of_p(schedule, seed):
     steps = 4000
     method = make(schedule, steps, seed)
     variance = math.fsum(schedule(t, steps) * (1 - schedule(t, steps)) for t in range(steps)) / steps**2
@@ -91,26 +103,29 @@ def test_the_realised_share_lies_within_four_standard_deviations_of_the_expected
     assert 0 < distance < 4 * math.sqrt(variance)
 
 
-def test_the_gates_of_neighbouring_seeds_are_independent():
+def test_the_gates_of_neighbouring_seeds_are_uncorrelated():
     gates = torch.stack([gate(schedules.constant(0.5), 4000, seed) for seed in range(6)]).double()
     correlation = torch.corrcoef(gates) - torch.eye(6)
     assert correlation.abs().max() < 4 / math.sqrt(4000)
 
 
+# Steps and their count ------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_a_step_runs_one_forward_pass_where_the_gate_is_closed_and_two_where_it_is_open(p):
+def test_a_plain_step_makes_one_forward_pass_and_a_sharp_step_two(p):
     method = make(schedules.constant(p), 40, seed=4)
     assert [step(method) for _ in range(40)] == (method.gate + 1).tolist()
 
 
 @pytest.mark.parametrize("total_steps", [25, None])
-def test_the_realised_share_is_that_of_the_passes_run(total_steps):
+def test_the_realised_extra_propagations_are_those_of_the_passes_that_ran(total_steps):
     method = make(schedules.constant(0.4), total_steps)
     passes = [step(method) for _ in range(25)]
     assert method.realised_extra_propagations == pytest.approx(sum(passes) / 25 - 1)
 
 
-def test_before_the_first_step_of_an_endless_training_the_realised_share_is_zero():
+def test_without_total_steps_the_realised_extra_propagations_start_at_zero():
     assert make(schedules.always(), None).realised_extra_propagations == 0
 
 
@@ -121,24 +136,18 @@ def test_a_step_past_the_end_is_refused():
         method.passes()
 
 
-def test_the_whole_gate_of_an_endless_training_is_refused():
+def test_the_gate_of_the_whole_training_is_refused_without_total_steps():
     with pytest.raises(ValueError, match="total_steps"):
         _ = make(schedules.constant(0.5), None).gate
 
 
-@pytest.mark.parametrize(("p", "word"), [(1e-6, "never"), (1 - 1e-6, "always")])
-def test_a_gate_that_is_stuck_where_the_schedule_meant_otherwise_warns(p, word):
-    with pytest.warns(UserWarning, match=f"gate of seed 0 is {word} open in 20 steps"):
+@pytest.mark.parametrize(("p", "word"), [(1e-6, "closed"), (1 - 1e-6, "open")])
+def test_a_gate_that_never_changes_although_p_is_between_0_and_1_warns(p, word):
+    with pytest.warns(UserWarning, match=f"the gate of seed 0 is {word} at every one of the 20 steps, although"):
         rst.RST(MODEL, 0.1, schedules.constant(p), total_steps=20)
 
 
 @pytest.mark.parametrize("schedule", [schedules.never(), schedules.always(), schedules.constant(0.5)], ids=str)
 @pytest.mark.filterwarnings("error")
-def test_a_gate_that_does_what_its_schedule_means_does_not_warn(schedule):
+def test_a_gate_that_follows_its_schedule_does_not_warn(schedule):
     rst.RST(MODEL, 0.1, schedule, total_steps=20)
-
-
-def test_any_callable_is_a_schedule():
-    method = make(lambda t, total_steps: float(t >= total_steps - 2), 5)
-    assert method.gate.tolist() == [False, False, False, True, True]
-    assert method.expected_extra_propagations == pytest.approx(2 / 5)

@@ -1,4 +1,4 @@
-"""p(t): every factory against its formula, its range and its mean (Section 3.2, Table 2, eq. 31)."""
+"""Every schedule p(t) against its formula, its range and its mean (Section 3.2, Table 2, eq. 31)."""
 
 import math
 from itertools import combinations
@@ -28,7 +28,7 @@ def sequence(schedule: schedules.Schedule, total_steps: int) -> list[float]:
     return [schedule(t, total_steps) for t in range(total_steps)]
 
 
-# ------------------------------------------------------------------------------------------------- the sequences
+# The sequences --------------------------------------------------------------------------------------------------------
 
 SEQUENCES = [
     (schedules.never(), [0, 0, 0, 0, 0, 0, 0, 0]),
@@ -53,7 +53,7 @@ SEQUENCES = [
 
 
 @pytest.mark.parametrize(("schedule", "expected"), SEQUENCES, ids=lambda value: str(value)[:40])
-def test_eight_steps_written_out(schedule, expected):
+def test_p_of_the_first_eight_steps_is_as_written_out(schedule, expected):
     assert sequence(schedule, 8) == pytest.approx(expected)
 
 
@@ -77,19 +77,19 @@ def test_the_trigonometric_schedules_follow_their_formula_and_its_integral(facto
 
 @pytest.mark.parametrize("tenths", range(11))
 @pytest.mark.parametrize("total_steps", [10, 30, 70, 1000])
-def test_a_share_of_tenths_is_that_many_steps_whatever_the_rounding(tenths, total_steps):
+def test_a_share_in_tenths_of_the_steps_is_an_exact_number_of_steps(tenths, total_steps):
     steps = tenths * total_steps // 10
     assert sum(sequence(schedules.piecewise(1, tenths / 10), total_steps)) == steps
     assert sum(sequence(schedules.piecewise(0, tenths / 10), total_steps)) == total_steps - steps
     assert sum(sequence(schedules.tail(tenths / 10), total_steps)) == steps
 
 
-# ------------------------------------------------------------------------------------------------- range and mean
+# Range and mean -------------------------------------------------------------------------------------------------------
 
 
 @given(schedule=ANY, total_steps=st.integers(1, 300))
 @settings(deadline=None, max_examples=200)
-def test_p_lies_between_zero_and_one_and_the_mean_is_that_of_the_steps(schedule, total_steps):
+def test_p_is_between_0_and_1_and_the_mean_is_that_over_the_steps(schedule, total_steps):
     p = sequence(schedule, total_steps)
     assert all(0 <= value <= 1 for value in p)
     assert schedule.mean(total_steps) == pytest.approx(sum(p) / total_steps, abs=1e-12)
@@ -98,7 +98,7 @@ def test_p_lies_between_zero_and_one_and_the_mean_is_that_of_the_steps(schedule,
 @given(a=UNIT, b=UNIT, total_steps=st.integers(1, 2000))
 @settings(deadline=None, max_examples=100)
 def test_the_means_approach_the_closed_forms_of_table_2(a, b, total_steps):
-    """Table 2 is for continuous time; T whole steps differ from it by at most one step."""
+    """Table 2 takes t to be continuous; the mean over T steps differs from that by at most 1 / T."""
     closed_forms = [
         (schedules.constant(a), a),
         (schedules.piecewise(a, b), 1 + 2 * a * b - b - a),
@@ -112,18 +112,18 @@ def test_the_means_approach_the_closed_forms_of_table_2(a, b, total_steps):
 
 @given(k=st.integers(1, 100), total_steps=st.integers(1, 1000))
 @settings(deadline=None, max_examples=100)
-def test_a_periodic_schedule_opens_once_in_every_k_steps(k, total_steps):
+def test_a_periodic_schedule_has_one_sharp_step_in_every_k(k, total_steps):
     assert schedules.periodic(k).mean(total_steps) == total_steps // k / total_steps
 
 
-def test_only_a_steady_schedule_needs_no_total_steps():
+def test_only_a_time_invariant_schedule_needs_no_total_steps():
     assert schedules.constant(0.3).mean() == schedules.constant(0.3)(17) == 0.3
     for call in (schedules.linear(0.3).mean, lambda: schedules.linear(0.3)(17)):
         with pytest.raises(ValueError, match=r"linear\(m=0.3\) changes over the training: give total_steps"):
             call()
 
 
-# ----------------------------------------------------------------------------------------------------- the names
+# The names ------------------------------------------------------------------------------------------------------------
 
 FAMILIES = [
     schedules.constant,
@@ -137,35 +137,35 @@ FAMILIES = [
 @pytest.mark.parametrize("family", FAMILIES)
 @given(first=UNIT, second=UNIT)
 @settings(deadline=None, max_examples=50)
-def test_in_a_family_equal_names_are_equal_parameters(family, first, second):
+def test_within_a_family_two_names_are_equal_where_the_parameters_are(family, first, second):
     assert (family(first).name == family(second).name) == (first == second)
     assert (family(first) == family(second)) == (first == second)
 
 
-def test_a_difference_in_the_last_bit_shows_in_the_name():
+def test_parameters_that_differ_in_the_last_bit_have_different_names():
     assert schedules.constant(0.3).name != schedules.constant(0.1 + 0.2).name
 
 
-def test_every_family_has_a_name_of_its_own():
+def test_schedules_of_different_families_have_different_names():
     members = [family(0.25) for family in FAMILIES]
     members += [schedules.periodic(2), *(factory() for factory in WAVES)]
     assert all(first.name != second.name and first != second for first, second in combinations(members, 2))
 
 
-def test_never_and_always_are_constants_and_whole_numbers_are_not_told_from_fractions():
+def test_never_and_always_are_constants_and_integers_are_taken_as_floats():
     assert schedules.never() == schedules.constant(0) == schedules.constant(0.0)
     assert schedules.always() == schedules.constant(1)
     assert str(schedules.piecewise(0, 0.5)) == schedules.piecewise(0.0, 0.5).name
 
 
 @given(x=UNIT)
-def test_one_schedule_under_two_descriptions_has_one_name(x):
+def test_the_same_p_made_by_two_factories_has_the_same_name(x):
     half = schedules.constant(0.5)
     assert schedules.piecewise(0.5, x) == schedules.linear_through(0.5) == half
     assert schedules.tail(x) == schedules.piecewise(0, round(1 - x, 12))
 
 
-# ------------------------------------------------------------------------------------------------------ bad values
+# Bad values -----------------------------------------------------------------------------------------------------------
 
 BAD = [
     (lambda: schedules.constant(1.5), "p must be .* got 1.5"),
@@ -177,13 +177,13 @@ BAD = [
     (lambda: schedules.piecewise(0, 2), "b must be .* got 2"),
     (lambda: schedules.linear(1.1), "m must be .* got 1.1"),
     (lambda: schedules.linear_through(-1), "b must be .* got -1"),
-    (lambda: schedules.periodic(0), "k must be an integer from 1, got 0"),
-    (lambda: schedules.periodic(2.0), "k must be an integer from 1, got 2.0"),
+    (lambda: schedules.periodic(0), "k must be an integer >= 1, got 0"),
+    (lambda: schedules.periodic(2.0), "k must be an integer >= 1, got 2.0"),
     (lambda: schedules.tail(1.01), "fraction must be .* got 1.01"),
 ]
 
 
 @pytest.mark.parametrize(("make", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
-def test_a_bad_parameter_is_refused_by_name(make, sentence):
+def test_a_bad_parameter_is_refused_in_a_sentence_that_names_it(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

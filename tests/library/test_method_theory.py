@@ -1,7 +1,7 @@
-"""Theorems 1 and 2 on a quadratic, in the form in which they are true of the normalised perturbation.
+"""Theorems 1 and 2 on a quadratic, in the form that holds for a perturbation of fixed norm ρ.
 
-L(θ) = ½ θᵀ H θ, whose gradient is β-Lipschitz with β the largest eigenvalue of H, which satisfies the
-Polyak-Łojasiewicz condition with ϱ the smallest, and whose minimum is L* = 0.
+L(θ) = ½ θᵀ H θ has a β-Lipschitz gradient with β the largest eigenvalue of H, satisfies the Polyak-Łojasiewicz
+condition (eq. 28) with ϱ the smallest, and has the minimum L* = 0.
 """
 
 import pytest
@@ -14,11 +14,11 @@ import rst
 from rst import schedules
 
 CURVATURES = torch.linspace(0.2, 2.0, 20, dtype=torch.float64)
-PL, BETA = CURVATURES.min().item(), CURVATURES.max().item()
+VARRHO, BETA = CURVATURES.min().item(), CURVATURES.max().item()
 
 
 class Quadratic(nn.Module):
-    """The loss itself, as a module."""
+    """A module whose parameters are θ and whose forward pass returns L(θ)."""
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def start(seed: int = 0) -> Tensor:
 
 
 def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr: float) -> float:
-    """E L(θ_{t+1}) over both outcomes of the gate."""
+    """E L(θ_{t+1}): the mean over a plain and a sharp step, with weights 1 - p and p."""
     losses = []
     for schedule in (schedules.never(), schedules.always()):
         model = Quadratic(theta)
@@ -55,22 +55,22 @@ def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr
     lr=st.floats(1e-3, 1 / BETA),
 )
 @settings(deadline=None, max_examples=100)
-def test_a_step_descends_but_for_a_term_of_the_perturbation(seed, size, rho, p, c, lr):
-    """E L(θ_{t+1}) <= L(θ_t) - α/2 ‖∇L(θ_t)‖² + α/2 p c² ρ² β²: the step of both proofs (eq. 18), with c.
+def test_a_step_lowers_the_expected_loss_up_to_a_term_that_grows_with_the_perturbation(seed, size, rho, p, c, lr):
+    """E L(θ_{t+1}) <= L(θ_t) - α/2 ‖∇L(θ_t)‖² + α/2 p c² ρ² β², the step of both proofs (eq. 18), extended to c.
 
-    It needs α <= 1/β alone, and not the condition √p ρ <= 1/β that the theorems print.
+    It needs α <= 1/β only, not the condition √p ρ <= 1/β that the theorems state as well.
     """
     model = Quadratic(size * start(seed))
     loss, slope = model().item(), model.squared_gradient_norm()
     bias = p * c**2 * rho**2 * BETA**2
     after = expected_loss_after_a_step(model.theta.detach(), rho, p, c, lr)
     assert after <= loss - lr / 2 * slope + lr / 2 * bias + 1e-9
-    # Theorem 2, normalised: E L(θ_{t+1}) - L* <= (1 - α ϱ) (L(θ_t) - L*) + α/2 p c² ρ² β².
-    assert after <= (1 - lr * PL) * loss + lr / 2 * bias + 1e-9
+    # A step of Theorem 2, for a perturbation of norm ρ: E L(θ_{t+1}) - L* <= (1 - α ϱ) (L(θ_t) - L*) + α/2 p c² ρ² β².
+    assert after <= (1 - lr * VARRHO) * loss + lr / 2 * bias + 1e-9
 
 
 def train(p: float, c: float, rho: float, lr: float, steps: int, seed: int) -> tuple[list[float], float]:
-    """‖∇L(θ_t)‖² of every step, and the last loss."""
+    """‖∇L(θ_t)‖² at every step, and the loss after the last one."""
     model = Quadratic(start())
     method = rst.RST(model, rho, schedules.constant(p), gamma_ratio=c, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -84,8 +84,8 @@ def train(p: float, c: float, rho: float, lr: float, steps: int, seed: int) -> t
 
 
 @pytest.mark.parametrize(("p", "c"), [(0.5, 1.0), (0.5, 2.0), (1.0, 1.0), (1.0, 2.0)])
-def test_over_a_training_both_theorems_hold_with_the_square_of_the_ratio(p, c):
-    """Theorem 1: min E‖∇L(θ_t)‖² <= 2 (L(θ_0) - L*) / Σα + p c² ρ² β²; Theorem 2 iterated over all steps."""
+def test_over_a_training_both_theorems_hold_with_c_squared_in_the_last_term(p, c):
+    """Theorem 1: min E‖∇L(θ_t)‖² <= 2 (L(θ_0) - L*) / Σα + p c² ρ² β². Theorem 2: the step above, over all steps."""
     rho, lr, steps = 0.1, 0.5 / BETA, 150
     seeds = range(8 if p < 1 else 1)
     runs = [train(p, c, rho, lr, steps, seed) for seed in seeds]
@@ -94,19 +94,19 @@ def test_over_a_training_both_theorems_hold_with_the_square_of_the_ratio(p, c):
     first_loss = Quadratic(start())().item()
     bias = p * c**2 * rho**2 * BETA**2
     assert slopes.min() <= 2 * first_loss / (lr * steps) + bias
-    rate = 1 - lr * PL
-    assert last_loss <= rate**steps * first_loss + lr / 2 * bias * (1 - rate**steps) / (lr * PL)
+    rate = 1 - lr * VARRHO
+    assert last_loss <= rate**steps * first_loss + lr / 2 * bias * (1 - rate**steps) / (lr * VARRHO)
 
 
-def test_the_linear_rate_that_theorem_2_prints_does_not_hold_for_a_perturbation_of_fixed_norm():
-    """The training reaches a neighbourhood of the minimum and stays there: ρ does not vanish with the gradient."""
+def test_the_linear_rate_of_theorem_2_does_not_hold_for_a_perturbation_of_fixed_norm():
+    """Training stays at a distance from the minimum, since ρ does not become smaller with the gradient."""
     rho, lr, steps = 0.1, 0.5 / BETA, 600
     _, last_loss = train(1.0, 1.0, rho, lr, steps, seed=0)
-    printed = (1 - lr * PL * (1 - rho**2 * BETA**2)) ** steps * Quadratic(start())().item()
-    assert last_loss > 1e6 * printed
+    stated = (1 - lr * VARRHO * (1 - rho**2 * BETA**2)) ** steps * Quadratic(start())().item()
+    assert last_loss > 1e6 * stated
 
 
-def test_sam_raises_the_loss_near_the_minimum():
-    """Why eq. (15), a loss that never rises, asks for a perturbation that shrinks with the gradient."""
+def test_close_to_the_minimum_a_step_of_sam_raises_the_loss():
+    """So eq. 15, by which the loss never rises, needs a perturbation that becomes smaller with the gradient."""
     near = 1e-3 * start()
     assert expected_loss_after_a_step(near, rho=0.1, p=1.0, c=1.0, lr=1 / BETA) > Quadratic(near)().item()

@@ -1,6 +1,6 @@
-"""SAM, ASAM and GSAM beside `pytorch_optimizer`, where that implements the same rule.
+"""SAM, ASAM and GSAM against `pytorch_optimizer`, whose rules for these three are the same.
 
-Its LookSAM is another one: it takes norms per tensor, and restores the weights of the last refresh on every step.
+Its LookSAM follows another rule: norms are taken per tensor, and every step restores the weights of the last SAM step.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import rst
 from rst import schedules
 from rst.variants import ASAM, GSAM, Variant
 
-peer = pytest.importorskip("pytorch_optimizer")
+pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
 STEPS = 20
 SETTINGS = {"lr": 0.1, "momentum": 0.9}
@@ -36,7 +36,7 @@ def ours(
 
 
 def theirs(model: nn.Module, rho: float, adaptive: bool) -> Tensor:
-    optimizer = peer.SAM(model.parameters(), torch.optim.SGD, rho=rho, adaptive=adaptive, **SETTINGS)
+    optimizer = pytorch_optimizer.SAM(model.parameters(), torch.optim.SGD, rho=rho, adaptive=adaptive, **SETTINGS)
     for t in range(STEPS):
         device = device_of(model, t)
 
@@ -52,10 +52,10 @@ def theirs(model: nn.Module, rho: float, adaptive: bool) -> Tensor:
 
 
 @pytest.mark.parametrize(("variant", "rho", "adaptive"), [("sam", 0.1, False), ("asam", 0.5, True)])
-def test_sam_and_asam_are_the_peer_s(variant, rho, adaptive):
-    """Up to its norm, which is in single precision. On a network without BatchNorm, whose buffers the peer moves twice.
+def test_sam_and_asam_train_like_those_of_pytorch_optimizer(variant, rho, adaptive):
+    """Up to rounding: its norm is in single precision. Without BatchNorm, whose buffers it updates in both passes.
 
-    Like ours with eta = 0, its adaptive perturbation has T = |θ| in every tensor.
+    Its adaptive perturbation is our ASAM with eta = 0: T = |θ| in every tensor.
     """
     torch.testing.assert_close(
         ours(perceptron, rho, variant), theirs(perceptron(), rho, adaptive), rtol=1e-5, atol=1e-6
@@ -63,7 +63,7 @@ def test_sam_and_asam_are_the_peer_s(variant, rho, adaptive):
 
 
 class FallingRho:
-    """What the peer asks for rho, once a step and once before the first."""
+    """The object that its GSAM asks for rho, once before the first step and once after every step."""
 
     def __init__(self) -> None:
         self.t = 0
@@ -77,15 +77,14 @@ def falling(t: int, total_steps: int | None = None) -> float:
     return 0.2 - 0.005 * t
 
 
-def test_gsam_is_the_peer_s():
-    """Also with BatchNorm, and a rho that falls.
+def test_gsam_trains_like_that_of_pytorch_optimizer():
+    """With BatchNorm and a rho that falls, up to rounding.
 
-    Up to the norm of g_s, which is in single precision. Its weights are restored by subtraction, ours by copy. Its
-    adaptive form, with w² in ε, is not what our GSAM has.
+    Its norm of g_s is in single precision, and it restores weights by subtraction where we copy them.
     """
     model = network()
     base = torch.optim.SGD(model.parameters(), **SETTINGS)
-    optimizer = peer.GSAM(model.parameters(), base, model=model, rho_scheduler=FallingRho(), alpha=0.4)
+    optimizer = pytorch_optimizer.GSAM(model.parameters(), base, model=model, rho_scheduler=FallingRho(), alpha=0.4)
     for t in range(STEPS):
         device = device_of(model, t)
 
@@ -101,8 +100,8 @@ def test_gsam_is_the_peer_s():
     torch.testing.assert_close(ours(network, falling, GSAM(alpha=0.4)), vector(model), rtol=1e-5, atol=1e-6)
 
 
-def test_the_peer_s_three_rules_differ():
-    """So that the tests above can fail."""
+def test_sam_asam_and_gsam_train_to_different_weights():
+    """Else the tests above would pass for a variant that is taken for another."""
     ends = [ours(network, 0.2, variant) for variant in ("sam", ASAM(), GSAM(0.4))]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert (ends[a] - ends[b]).abs().max() > 1e-3
