@@ -1,4 +1,8 @@
-"""What a sharp step costs, how time follows p, what the variants cost, how fast the loader is: ratios, in one run."""
+"""Measure the method and the loader on this machine: python scripts/bench.py
+
+It measures the cost of a sharp step, the time of training against p, the time and memory of every variant, and the
+speed of the loader beside torchvision's. Figures that are compared are measured in turns, and are given as ratios.
+"""
 
 import argparse
 import itertools
@@ -20,26 +24,32 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 import rst
-from rst.data import Loader
-from rst.experiments.record import environment, write_atomically
-from rst.models import WideResNet
+from rst.experiments.data import Loader
+from rst.experiments.files import write_atomically
+from rst.experiments.models import WideResNet
+from rst.experiments.runs.environment import environment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VARIANTS = {
     **{name: name for name in ("sam", "asam", "gsam", "looksam", "esam")},
+    # One mask for the whole measurement: what an update of the mask costs is not measured here.
     "ssam_f": rst.variants.SSAMF(update_every=100_000),
     "ssam_d": rst.variants.SSAMD(update_every=100_000),
 }
 STEPS = 5
-"""Steps that a contender makes before it is the next one's turn."""
+"""How many steps a contender makes in one turn."""
+BATCH = 256
+"""Images in a batch of the loaders."""
+EPOCHS = 5
+"""How many epochs of our loader are timed."""
 
 
 def main() -> None:
-    """Print the figures and write them as JSON."""
+    """Print the figures, and write them with the environment as JSON."""
     parser = argparse.ArgumentParser(description="Measure the method and the loader on this machine.")
-    parser.add_argument("--rounds", type=int, default=15, help="alternations behind each median (default 15)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("results/bench.json"))
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender, for a median (default 15)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda")
+    parser.add_argument("--output", type=Path, default=Path("results/bench.json"), help="default results/bench.json")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     figures = {
@@ -50,7 +60,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:36} {value:12,.3f}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {**figures, "environment": environment(device, data_digest="random images")}
+    record = {**figures, "environment": environment(device)}
     write_atomically(arguments.output, json.dumps(record, indent=2))
     print(f"Written: {arguments.output}")
 
@@ -59,7 +69,7 @@ def main() -> None:
 
 
 class Contender:
-    """WRN-10-2 on random 32x32 images, batch 64, one training step a call."""
+    """A WRN-10-2 in training on one batch of 64 random images of 32x32 pixels. A call makes one step."""
 
     def __init__(
         self, device: torch.device, schedule: rst.schedules.Schedule, variant: str | rst.variants.Variant = "sam"
@@ -70,7 +80,7 @@ class Contender:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 
     def losses(self, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """Of some of the images."""
+        """The losses of some of the images, float32 [N]."""
         return F.cross_entropy(self.model(self.images[rows]), self.labels[rows], reduction="none")
 
     def __call__(self) -> None:
@@ -80,7 +90,7 @@ class Contender:
 
 
 def cost_of_steps(device: torch.device, rounds: int) -> dict[str, float]:
-    """A sharp step over two clean ones, and (time at p) / (time at 0) / (1 + p)."""
+    """The time of a sharp step over that of two clean steps, and the time at p over (1 + p) times the time at p = 0."""
     schedules = {0.0: rst.schedules.never(), 0.5: rst.schedules.periodic(2), 1.0: rst.schedules.always()}
     times = take_turns({p: Contender(device, schedule) for p, schedule in schedules.items()}, rounds, device)
     over_clean = {p: median_ratio(times[p], times[0.0]) for p in schedules}
@@ -92,10 +102,7 @@ def cost_of_steps(device: torch.device, rounds: int) -> dict[str, float]:
 
 
 def cost_of_variants(device: torch.device, rounds: int) -> dict[str, float]:
-    """Sharp steps of each variant: time and peak memory over SGD's, and passes a step.
-
-    SSAM's masks last for longer than is measured here.
-    """
+    """Time and peak memory of a sharp step of each variant over those of a step of SGD, and its passes a step."""
     sgd = Contender(device, rst.schedules.never())
     variants = {name: Contender(device, rst.schedules.always(), variant) for name, variant in VARIANTS.items()}
     times = take_turns({"sgd": sgd, **variants}, rounds, device)
@@ -111,7 +118,10 @@ def cost_of_variants(device: torch.device, rounds: int) -> dict[str, float]:
 def take_turns(
     contenders: Mapping[object, Callable[[], None]], rounds: int, device: torch.device
 ) -> dict[object, list[float]]:
-    """Seconds for `STEPS` steps of each, round after round, so that a drift of the machine meets all alike."""
+    """The seconds that each contender took for `STEPS` steps, in every round.
+
+    The contenders take turns within a round, so that a machine that slows down slows all of them alike.
+    """
     for step in contenders.values():
         timed(step, STEPS, device)
     times: dict[object, list[float]] = {name: [] for name in contenders}
@@ -122,12 +132,12 @@ def take_turns(
 
 
 def median_ratio(times: list[float], reference: list[float]) -> float:
-    """Median over the rounds of the ratio within a round."""
+    """The median over the rounds of the ratio of the two times of a round."""
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
 def timed(step: Callable[[], None], times: int, device: torch.device) -> float:
-    """Seconds for some steps."""
+    """How many seconds so many calls of ``step`` take."""
     begin = time.perf_counter()
     for _ in range(times):
         step()
@@ -137,7 +147,7 @@ def timed(step: Callable[[], None], times: int, device: torch.device) -> float:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operations inside make and that still live, and their peak."""
+    """Inside, the bytes of all tensors that operations made and that still exist (`now`), and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +175,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_memory(step: Callable[[], None]) -> int:
-    """Bytes that a step makes and holds at its peak."""
+    """The most bytes that tensors made in a step occupy at once."""
     with LiveBytes() as live:
         step()
     return live.peak
@@ -175,7 +185,7 @@ def peak_memory(step: Callable[[], None]) -> int:
 
 
 class PilImages(Dataset):
-    """Images as torchvision's data sets hold them, with the augmentation of the paper."""
+    """PIL images, which torchvision's data sets hold too, with the augmentation of the paper."""
 
     def __init__(self, images: torch.Tensor) -> None:
         self.images = [to_pil_image(image) for image in images]
@@ -196,11 +206,11 @@ class PilImages(Dataset):
 
 
 def loader_speed(device: torch.device) -> dict[str, float]:
-    """Images a second, augmented and on the device: ours, and a torchvision DataLoader with two workers.
+    """How many augmented images a second reach the device: of our loader, and of a DataLoader with two workers.
 
-    Ours with one thread: a gather gains little from more, and where cores are shared loses by waiting for them.
+    Our loader runs on one thread, since a gather gains little from more, and waits for them where cores are shared.
     """
-    print("loader: torchvision's DataLoader, then ours", file=sys.stderr)
+    print("Measuring the loaders: first torchvision's, then ours.", file=sys.stderr)
     images = torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8)
     torchvision, ours = torchvision_speed(images, device), rst_speed(images, device)
     return {
@@ -211,27 +221,27 @@ def loader_speed(device: torch.device) -> dict[str, float]:
 
 
 def torchvision_speed(images: torch.Tensor, device: torch.device) -> float:
-    """Over the second epoch of its workers, which end with this function."""
-    loader = DataLoader(PilImages(images), 256, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
+    """Images a second in the second epoch, for which the workers have started already."""
+    loader = DataLoader(PilImages(images), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
     consume(loader, device)
-    return 256 * len(loader) / timed(lambda: consume(loader, device), 1, device)
+    return BATCH * len(loader) / timed(lambda: consume(loader, device), 1, device)
 
 
 def rst_speed(images: torch.Tensor, device: torch.device) -> float:
-    """Over five epochs."""
+    """Images a second over `EPOCHS` epochs, after a first one that is not timed."""
     labels = torch.zeros(len(images), dtype=torch.int64)
-    loader = Loader(images, labels, batch_size=256, mean=MEAN, std=STD, flip=True, crop_padding=4, device=device)
+    loader = Loader(images, labels, batch_size=BATCH, mean=MEAN, std=STD, flip=True, crop_padding=4, device=device)
     consume(loader.epoch(0), device)
-    epochs = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in range(1, 6))
+    epochs = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in range(1, 1 + EPOCHS))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = timed(lambda: consume(epochs, device), 1, device)
     torch.set_num_threads(threads)
-    return 256 * 5 * len(loader) / seconds
+    return BATCH * EPOCHS * len(loader) / seconds
 
 
 def consume(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> None:
-    """Take every batch to the device."""
+    """Put every batch on the device."""
     for images, _ in batches:
         images.to(device)
 

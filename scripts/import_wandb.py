@@ -1,26 +1,28 @@
-"""Make run records from W&B's copy of runs that were made elsewhere: python scripts/import_wandb.py ENTITY/PROJECT
+"""Make run records of runs that were trained elsewhere, from W&B: python scripts/import_wandb.py ENTITY/PROJECT
 
-Or from the logs that W&B leaves on a machine without network: python scripts/import_wandb.py path/to/wandb. A table
-then finds the records like its own. A run whose whole record is at hand needs none of this: copy its folder.
+Where the runs had no network, from the folder that W&B left there: python scripts/import_wandb.py path/to/wandb.
+Tables find the imported records like those of runs that were trained here. A run whose record folder is at hand needs
+no import: copy the folder into results/runs.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from rst.experiments.config import InputError, load_config
-from rst.experiments.imports import import_runs
+from rst.experiments.compose import compose
+from rst.experiments.errors import InputError
+from rst.experiments.runs.wandb_import import import_runs
 
 
 def main() -> int:
-    """Exit status: 0 where no run was refused."""
-    parser = argparse.ArgumentParser(description="Make run records from W&B's copy of runs that were made elsewhere.")
-    parser.add_argument("source", help="ENTITY/PROJECT, or a folder with W&B's offline runs anywhere in it")
+    """The exit status: 0 if no run was refused."""
+    parser = argparse.ArgumentParser(description="Make run records of runs that were trained elsewhere, from W&B.")
+    parser.add_argument("source", help="ENTITY/PROJECT, or a folder that has W&B's run folders at any depth")
     parser.add_argument("overrides", nargs="*", help="paths.runs=FOLDER, where records go (default results/runs)")
-    parser.add_argument("--group", help="only the runs that were trained for this table; others may share some")
+    parser.add_argument("--group", help="only the runs of this W&B group: the table that they were trained for")
     arguments = parser.parse_intermixed_args()
     try:
-        runs = Path(load_config(arguments.overrides).paths.runs)
+        runs = Path(compose(arguments.overrides).paths.runs)
         counts, refusals = import_runs(arguments.source, runs, arguments.group)
     except InputError as error:
         print(f"import_wandb.py: {error}", file=sys.stderr)

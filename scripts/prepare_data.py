@@ -1,31 +1,32 @@
-"""Find, check and cache a data set ahead of time: python scripts/prepare_data.py cifar10 [--root FOLDER]"""
+"""Find, check and cache a data set ahead of training: python scripts/prepare_data.py cifar10 [--root FOLDER]"""
 
 import argparse
 import sys
 
-from rst.data import ImageFolders
-from rst.experiments.config import InputError, bad_input, load_config, torch_device
-from rst.training.data import RunData
+from rst.experiments.compose import compose
+from rst.experiments.data import ImageFolders, RunData
+from rst.experiments.devices import torch_device
+from rst.experiments.errors import InputError, bad_input
 
 
 def main() -> int:
-    """Exit status: 0 where the data set is ready."""
+    """Prepare one data set. The exit status is 0 if it is ready, and 1 if it is missing or damaged."""
     parser = argparse.ArgumentParser(description="Find, check and cache a data set, so that training starts at once.")
-    parser.add_argument("dataset", help="cifar10, cifar100, ...: a file of configs/dataset")
-    parser.add_argument("--root", help="the folder with its files, or any parent; else $RST_DATA, or data")
+    parser.add_argument("dataset", help="a file of configs/dataset, such as cifar10 or cifar100")
+    parser.add_argument("--root", help="the folder with its files, or any parent of it (default $RST_DATA, or data)")
     arguments = parser.parse_args()
     overrides = [f"dataset={arguments.dataset}", "device=cpu"]
     try:
-        cfg = load_config(overrides + ([f"dataset.root={arguments.root}"] if arguments.root else []))
-        data = RunData(cfg, torch_device(cfg))
+        spec = compose(overrides + ([f"dataset.root={arguments.root}"] if arguments.root else []))
+        data = RunData(spec, torch_device(spec.device))
         with bad_input():
             if isinstance(data.source, ImageFolders):
                 data.source.check()
     except InputError as error:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 1
-    sizes = f"{len(data.train.labels):,} training and {len(data.splits['test'].labels):,} test images"
-    where = data.source.root if isinstance(data.source, ImageFolders) else cfg.paths.cache
+    sizes = f"{len(data.train):,} training and {len(data.splits['test']):,} test images"
+    where = data.source.root if isinstance(data.source, ImageFolders) else spec.paths.cache
     print(f"{arguments.dataset}: {sizes}, digest {data.source.digest[:12]}. They are in {where}")
     return 0
 

@@ -6,23 +6,23 @@ import sys
 
 from tqdm import tqdm
 
-from rst.experiments.config import InputError, one_sentence
-from rst.experiments.sweep import GROUPS, load_tables
-from rst.report import figures, page, tables
+from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.report import figures, page, tables
+from rst.experiments.tables.expansion import COLLECTIONS, load_tables
 
 
 def main() -> int:
-    """Exit status: 0 where all was written, with or without gaps."""
+    """The exit status: 0 if all files are written, whether or not runs are missing."""
     parser = argparse.ArgumentParser(
         description="Write tables and figures from the run records.", usage="%(prog)s NAME ... [--page] [key=value ...]"
     )
     parser.add_argument("words", nargs="*", metavar="NAME", help="a file of configs/tables, or: tables, figures")
     parser.add_argument(
-        "--page", action="store_true", help="and all of them on one page; of tables and figures by default"
+        "--page", action="store_true", help="also write one page with all of them (default: tables figures)"
     )
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.words if "=" in word]
-    names = [word for word in arguments.words if "=" not in word] or [*GROUPS] * arguments.page
+    names = [word for word in arguments.words if "=" not in word] or [*COLLECTIONS] * arguments.page
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
     progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table", delay=1, leave=False)

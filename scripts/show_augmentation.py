@@ -1,4 +1,4 @@
-"""Show training images as the network sees them: python scripts/show_augmentation.py augmentation=cutout"""
+"""Write training images as the network sees them into a picture: python scripts/show_augmentation.py dataset=digits"""
 
 import argparse
 import sys
@@ -7,28 +7,34 @@ from pathlib import Path
 import torch
 from torchvision.utils import make_grid, save_image
 
-from rst.experiments.config import InputError, load_config, torch_device
-from rst.training.data import RunData
+from rst.experiments.compose import compose
+from rst.experiments.data import RunData
+from rst.experiments.devices import torch_device
+from rst.experiments.errors import InputError
+
+MOST_IMAGES = 64
 
 
 def main() -> int:
-    """Exit status: 0 where the picture was written."""
+    """Write one picture. The exit status is 0 if it was written, and 1 if the input was wrong."""
     parser = argparse.ArgumentParser(description="Write a grid of augmented training images as a picture.")
-    parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
-    parser.add_argument("--epoch", type=int, default=0, help="whose first batch is shown (default 0)")
-    parser.add_argument("--output", type=Path, default=Path("augmentation.png"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py")
+    parser.add_argument("--epoch", type=int, default=0, help="the epoch whose first batch is shown (default 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("augmentation.png"), help="the picture (default augmentation.png)"
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.epoch < 0:
-        parser.error(f"--epoch {arguments.epoch}: write a number from 0.")
+        parser.error(f"--epoch {arguments.epoch}: write an integer from 0.")
     try:
-        cfg = load_config(arguments.overrides)
-        loader = RunData(cfg, torch_device(cfg)).loader()
+        spec = compose(arguments.overrides)
+        loader = RunData(spec, torch_device(spec.device)).loader()
         images, _ = next(loader.epoch(arguments.epoch))
     except InputError as error:
         print(f"show_augmentation.py: {error}", file=sys.stderr)
         return 1
-    mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.dataset.mean, cfg.dataset.std))
-    pixels = (images[:64].cpu() * std + mean).clamp(0, 1)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.dataset.mean, spec.dataset.std))
+    pixels = (images[:MOST_IMAGES].cpu() * std + mean).clamp(0, 1)
     try:
         save_image(make_grid(pixels, nrow=8, padding=1, pad_value=1.0), arguments.output)
     except (OSError, ValueError) as error:

@@ -4,14 +4,14 @@ import argparse
 import signal
 import sys
 
-from rst.experiments.config import InputError
-from rst.experiments.estimate import plan
-from rst.experiments.sweep import Table, jobs_of, load_tables
-from rst.training import Interrupted, run
+from rst.experiments.errors import InputError
+from rst.experiments.launch import local
+from rst.experiments.tables.expansion import Table, load_tables, runs_of
+from rst.experiments.training.signals import Interrupted
 
 
 def main() -> int:
-    """Exit status: 0 where every run is done; with --dry-run, where there is nothing wrong with the tables."""
+    """The exit status: 0 if every run is done, or, with --dry-run, if the tables are right."""
     parser = argparse.ArgumentParser(
         description="Train the runs of tables that are missing.", usage="%(prog)s NAME ... [options] [key=value ...]"
     )
@@ -23,7 +23,7 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     if arguments.launcher == "slurm" and arguments.workers is not None:
-        parser.error("--workers is of the local launcher: write slurm.array_parallelism=N.")
+        parser.error("--workers is an option of the local launcher: write slurm.array_parallelism=N.")
     if arguments.workers is not None and arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: write a number from 1.")
     overrides = [word for word in arguments.words if "=" in word]
@@ -35,11 +35,10 @@ def main() -> int:
         if not tables:
             raise InputError(f"there is no table to train among {' '.join(names)}.")
         if arguments.dry_run:
-            print(plan(tables))
-            return 0
+            return show_plan(tables)
         if arguments.launcher == "slurm":
             return queue(tables)
-        failures = run(jobs_of(tables), arguments.workers)
+        failures = local.run(runs_of(tables), arguments.workers)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
@@ -48,18 +47,33 @@ def main() -> int:
         return 128 + stop.signal_number
     for failure in failures:
         print(f"sweep.py: {failure}", file=sys.stderr)
-    print(f"{', '.join(names)}: records in {tables[0].cells[0].cfg.paths.runs}")
+    print(f"{', '.join(names)}: records in {folder_of_records(tables)}")
     return 1 if failures else 0
 
 
-def queue(tables: list[Table]) -> int:
-    """Have Slurm train what is missing."""
-    from rst.training import slurm  # only here: submitit is slow to load
+def show_plan(tables: list[Table]) -> int:
+    """Print which runs the tables have, and what they will cost."""
+    from rst.experiments.tables.estimate import plan
 
-    queued = slurm.submit(jobs_of(tables))
-    where = tables[0].cells[0].cfg.paths.runs
-    print(f"{len(queued)} runs queued; squeue --me shows them, and report.py what is done. Records: {where}")
+    print(plan(tables))
     return 0
+
+
+def queue(tables: list[Table]) -> int:
+    """Have Slurm train the runs that are missing."""
+    from rst.experiments.launch import slurm  # submitit is slow to load
+
+    queued = slurm.submit(runs_of(tables))
+    print(
+        f"{len(queued)} runs queued; squeue --me shows them, and report.py what is done. "
+        f"Records: {folder_of_records(tables)}"
+    )
+    return 0
+
+
+def folder_of_records(tables: list[Table]) -> str:
+    """The folder with the records of the tables' runs."""
+    return tables[0].cells[0].spec.paths.runs
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small real runs: configs on the embedded digits whose records are in a folder of the test."""
+"""Small real runs: specs on the embedded digits whose records are in a folder of the test."""
 
 import multiprocessing
 import os
@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
 
-from rst.experiments.config import load_config
+from rst.experiments.compose import compose
+from rst.experiments.spec import RunSpec
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = multiprocessing.get_context("forkserver")
 # Imported once, for all processes of a session of tests.
-PROCESSES.set_forkserver_preload(["rst.training", "rst.models", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["rst.experiments.training", "rst.experiments.models", "sklearn.datasets"])
 
 
-# A shell starts what runs in the background with SIGINT ignored, and all processes of the tests would inherit that.
+# A shell starts background commands with SIGINT ignored, and all processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -44,14 +43,14 @@ def overrides(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def config(overrides: list[str]) -> Callable[..., DictConfig]:
-    """The config of `overrides`, and of more of them, which win."""
-    return lambda *more: load_config([*overrides, *more])
+def config(overrides: list[str]) -> Callable[..., RunSpec]:
+    """The spec of the run of `overrides`; further overrides win."""
+    return lambda *more: compose([*overrides, *more])
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder with CIFAR that RST_DATA names. Where there is none the test is skipped: users need not have it."""
+    """The folder with CIFAR that RST_DATA names. The test is skipped where there is none: users need not have it."""
     folder = Path(os.environ.get("RST_DATA") or "/-")
     if not folder.is_dir():
         pytest.skip("RST_DATA names no folder with CIFAR")
@@ -130,17 +129,3 @@ def on_ranks(function: Callable[..., Any], *arguments_of_ranks: tuple) -> list[A
     """What each of the `ranks` returned or raised."""
     with ranks(function, *arguments_of_ranks) as answers:
         return [answer.recv() for answer in answers]
-
-
-def seen_on_ranks(function: Callable[[int], Any], count: int, folder: Path) -> list[Any]:
-    """What a function of the rank returns on each of some ranks that gloo connects; of tensors and plain values."""
-    torch.multiprocessing.spawn(_seen, (function, count, str(folder)), nprocs=count)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
-
-
-def _seen(rank: int, function: Callable[[int], Any], count: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    rendezvous, patience = f"file://{folder}/rendezvous", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=count, timeout=patience)
-    torch.save(function(rank), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()

@@ -1,4 +1,8 @@
-"""Processes that are killed, SIGKILL, at a moment that a test draws: by the clock, or before and after what they do."""
+"""Processes that are killed by SIGKILL, either after some seconds or at a moment.
+
+A process has a moment just before and after each step, evaluation, fsync and rename, and before, within and after each
+write. Its moments are numbered from 1, in the order in which it comes to them.
+"""
 
 import multiprocessing
 import os
@@ -15,16 +19,17 @@ from typing import Any
 
 import torch
 from conftest import PROCESSES, train_py
-from omegaconf import DictConfig
 
-from rst.data import cifar
-from rst.experiments.record import Record
-from rst.experiments.sweep import Job
-from rst.training import distributed, loop, run, runner, train
+from rst.experiments.data import cache
+from rst.experiments.launch import local
+from rst.experiments.runs.record import Record
+from rst.experiments.spec import RunSpec
+from rst.experiments.tables.expansion import PlannedRun
+from rst.experiments.training import loop, ranks, spawn, train
 
 
 class Moments:
-    """Counts the moments of this process; at one of them the process is killed (0: at none)."""
+    """Counts the moments of this process, and kills it at moment number ``last``; at none where that is 0."""
 
     def __init__(self, last: int) -> None:
         self.count, self.last = 0, last
@@ -36,7 +41,7 @@ class Moments:
 
 
 class InHalves:
-    """A file that a process may be killed at before, in the middle of and after each write."""
+    """A file with a moment before, in the middle of and after each write."""
 
     def __init__(self, file: Any, moments: Moments) -> None:
         self._file, self._moments = file, moments
@@ -51,6 +56,7 @@ class InHalves:
         self._file.close()
 
     def write(self, content: Any) -> int:
+        """Write the content in two halves."""
         self._moments()
         self._file.write(content[: len(content) // 2])
         self._file.flush()
@@ -60,7 +66,7 @@ class InHalves:
 
 
 def in_halves(original: Callable[..., Any], moments: Moments) -> Callable[..., Any]:
-    """`open`, whose files are written `InHalves`."""
+    """A function like `open`, whose files are written `InHalves`."""
 
     def opened(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         file = original(path, mode, *more, **named)
@@ -70,7 +76,7 @@ def in_halves(original: Callable[..., Any], moments: Moments) -> Callable[..., A
 
 
 def with_moments(last: int) -> Moments:
-    """Makes moments of this process before and after each step, evaluation, write, fsync and rename."""
+    """Make moments of this process, of which number ``last`` kills it, before and after all that matters."""
 
     def between(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -87,12 +93,15 @@ def with_moments(last: int) -> Moments:
     for place, name in places:
         setattr(place, name, between(getattr(place, name)))
     Path.open = in_halves(Path.open, moments)  # type: ignore[method-assign]
-    cifar.open = in_halves(open, moments)  # type: ignore[attr-defined]
+    cache.open = in_halves(open, moments)  # type: ignore[attr-defined]
     return moments
 
 
 def with_checkpoints_of_every_epoch() -> None:
-    """By a clock that stands still, so that a checkpoint costs nothing; otherwise short runs have two of them."""
+    """Make this process write a checkpoint after every epoch; otherwise short runs write only two.
+
+    The loop's clock stands still, so that a checkpoint seems to cost nothing.
+    """
     loop.time = SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter)
 
 
@@ -115,7 +124,10 @@ def _count(end: Connection, function: Callable[..., Any], arguments: tuple) -> N
 
 
 def killed(function: Callable[..., Any], *arguments: Any, last: int = 0, after: float = 120.0) -> bool:
-    """Calls a function in a process that is killed at its moment ``last``, or ``after`` so many seconds."""
+    """Call a function in a process that is killed at moment ``last`` or after so many seconds, if it lasts that long.
+
+    Returns whether it was killed.
+    """
     process = PROCESSES.Process(target=_until, args=(last, function, arguments))
     process.start()
     process.join(after)
@@ -130,30 +142,30 @@ def _until(last: int, function: Callable[..., Any], arguments: tuple) -> None:
     function(*arguments)
 
 
-def train_quietly(cfg: DictConfig, every_epoch: bool = False) -> Record:
-    """The run, on one thread."""
+def train_quietly(spec: RunSpec, every_epoch: bool = False) -> Record:
+    """Train the run on one thread, with a checkpoint after every epoch if ``every_epoch``."""
     torch.set_num_threads(1)
     if every_epoch:
         with_checkpoints_of_every_epoch()
-    return train(cfg, show_progress=False)
+    return train(spec, show_progress=False)
 
 
 # ------------------------------------------------------------------------------------------------- one rank of several
 
 
-def train_rank(cfg: DictConfig, every_epoch: bool, last: int) -> tuple[int, float]:
-    """The run on this rank, which is killed at a moment; how many moments it has had, and how many seconds."""
-    distributed.PATIENCE = 0.5
+def train_rank(spec: RunSpec, every_epoch: bool, last: int) -> tuple[int, float]:
+    """Train the run on this rank, which is killed at moment ``last``; how many moments and seconds it has taken."""
+    ranks.PATIENCE = 0.5
     moments, begin = with_moments(last), time.monotonic()
-    train_quietly(cfg, every_epoch)
+    train_quietly(spec, every_epoch)
     return moments.count, time.monotonic() - begin
 
 
 def train_py_with_kill(overrides: list[str], output: Path, rank: int, last: int, after: float) -> None:
-    """``python train.py *overrides``, by whose launcher one rank is killed at a moment, or after so many seconds."""
-    distributed.START_METHOD = "forkserver"
-    launch = loop.launch
-    loop.launch = lambda function, count, *arguments: launch(_on_rank, count, rank, last, after, function, arguments)
+    """Run ``python train.py *overrides``, of whose ranks one is killed at moment ``last`` or after so many seconds."""
+    spawn.START_METHOD = "forkserver"
+    original = loop.spawn
+    loop.spawn = lambda function, count, *arguments: original(_on_rank, count, rank, last, after, function, arguments)
     train_py(overrides, output)
 
 
@@ -164,17 +176,17 @@ def _on_rank(rank: int, last: int, after: float, function: Callable[..., Any], a
         clock.daemon = True
         clock.start()
     with_checkpoints_of_every_epoch()
-    distributed.PATIENCE = 0.5
+    ranks.PATIENCE = 0.5
     return function(*arguments)
 
 
-# ------------------------------------------------------------------------------------------------------------ sweeps
+# -------------------------------------------------------------------------------------------------------------- sweeps
 
 
-def run_and_kill_workers(jobs: list[Job], folder: Path, waits: list[float]) -> None:
-    """The sweep by two workers, of which one is killed so long after a start, of each of some waits in seconds.
+def sweep_and_kill_workers(runs: list[PlannedRun], folder: Path, waits: list[float]) -> None:
+    """Train the runs by two workers. For each of ``waits``, kill a worker so many seconds after a run has started.
 
-    Starts and kills are noted in starts.txt and kills.txt.
+    starts.txt has a line for each start of a run, and kills.txt one for each kill.
     """
 
     def kill_workers() -> None:
@@ -191,34 +203,34 @@ def run_and_kill_workers(jobs: list[Job], folder: Path, waits: list[float]) -> N
     with (folder / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    runner.get_context = lambda _: PROCESSES
-    runner.SECONDS_BETWEEN_LOOKS = 0.05
-    runner._train = _noted
+    local.get_context = lambda _: PROCESSES
+    local.SECONDS_BETWEEN_LOOKS = 0.05
+    local._train = _train_and_note
     threading.Thread(target=kill_workers, daemon=True).start()
-    run(jobs, workers=2)
+    local.run(runs, workers=2)
 
 
 def starts_in(folder: Path) -> int:
-    """Runs that have started there so far."""
+    """How many runs have been started there so far."""
     notes = folder / "starts.txt"
     return len(notes.read_text().splitlines()) if notes.exists() else 0
 
 
-_TRAIN, _TO_THE_END = runner._train, loop.Run.to_the_end
+_TRAIN, _TO_THE_END = local._train, loop.Run.to_the_end
 
 
-def _noted(cfg: DictConfig) -> str | None:
-    """Trains in a worker, with a note of each run that starts, and whether it was done already."""
+def _train_and_note(spec: RunSpec) -> str | None:
+    """Train in a worker, and note each run that is started, and whether it was done already."""
 
     def noted(own: loop.Run) -> None:
-        with (Path(cfg.paths.runs).parent / "starts.txt").open("a") as file:
-            file.write(f"{own.record.id} {'again' if own.record.done else 'undone'}\n")
+        with (Path(spec.paths.runs).parent / "starts.txt").open("a") as file:
+            file.write(f"{own.record.id} {'done' if own.record.done else 'undone'}\n")
         _TO_THE_END(own)
 
     loop.Run.to_the_end = noted
-    return _TRAIN(cfg)
+    return _TRAIN(spec)
 
 
 def drawing(*key: Any) -> random.Random:
-    """Random numbers of a key, the same in every session."""
+    """A source of random numbers that are the same in every session for the same key."""
     return random.Random(repr(key))

@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written and processes that want the same: one sentence, and nothing is lost."""
+"""Full disks, read-only disks, two processes with one folder: a sentence says what is wrong, and nothing is lost."""
 
 import subprocess
 import sys
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROCESSES, on_ranks, train_py
-from helpers import train_quietly, train_rank
-from test_resume import assert_same_outcome
-from test_sources import EXPECTED, SPEC, write_parquet
+from made_up_cifar import EXPECTED, MADE_UP, load_made_up, write_parquet
+from stopped_runs import assert_same_outcome
 
-from rst.data import cifar
-from rst.data.cifar import load_spec
-from rst.experiments.record import open_record
-from rst.training import distributed
+from rst.experiments.data import cifar_files
+from rst.experiments.runs.record import open_record
+from rst.experiments.training import spawn
+
+from .helpers import train_quietly, train_rank
 
 pytestmark = pytest.mark.faults
 
@@ -25,13 +25,13 @@ EPOCHS = "recipe.epochs=3"
 
 
 class Disk:
-    """A disk of its own in memory, which a test may fill or make read-only."""
+    """A disk in memory, which a test may fill or make read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._ballast = folder, folder / "ballast"
 
     def mount(self, options: str) -> str:
-        """What mount has to say against it, if anything."""
+        """Mount it, or mount it anew with other options; the complaint of ``mount``, which is empty on success."""
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
         try:
             return subprocess.run(command, capture_output=True, text=True).stderr.strip()
@@ -39,7 +39,7 @@ class Disk:
             return "there is no mount"
 
     def leave(self, pages: int) -> None:
-        """Fill it but for so many pages of 4 KiB."""
+        """Fill it until only so many pages of 4 KiB are free."""
         with self._ballast.open("wb", buffering=0) as file:
             try:
                 while file.write(bytes(4096)) == 4096:
@@ -49,18 +49,18 @@ class Disk:
             file.truncate(max(0, file.tell() - 4096 * pages))
 
     def clear(self) -> None:
-        """Give the room back."""
+        """Free what `leave` has filled."""
         self._ballast.unlink()
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Of 8 MiB; skips where this user may not mount one."""
+    """A disk of 8 MiB. The test is skipped where this user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = Disk(folder)
     if complaint := disk.mount("size=8m"):
-        pytest.skip(f"no disk of its own: {complaint}")
+        pytest.skip(f"a disk in memory cannot be mounted here: {complaint}")
     try:
         yield disk
     finally:
@@ -68,14 +68,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file, but for locks."""
+    """The content of every file below the folder except locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def answer(tmp_path: Path, overrides: list[str]) -> Callable[..., str]:
-    """What ``train.py`` says, of one sentence, when it fails."""
+    """Run ``train.py``, which must fail with exit status 1; the one sentence that it prints."""
 
     def run(*more: str) -> str:
         output = tmp_path / "output.txt"
@@ -92,49 +92,56 @@ def answer(tmp_path: Path, overrides: list[str]) -> Callable[..., str]:
 
 
 def _train_py(overrides: list[str], output: Path) -> None:
-    """With CIFAR-10 made up, and ranks that start at once."""
-    cifar.SPECS["cifar10"] = SPEC
-    distributed.START_METHOD = "forkserver"
+    """Run ``train.py`` with the made-up CIFAR-10 in place of the real one, and with ranks that start quickly."""
+    cifar_files.KNOWN["cifar10"] = MADE_UP
+    spawn.START_METHOD = "forkserver"
     torch.set_num_threads(1)
     train_py(overrides, output)
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
 
+FULL = [
+    *((1, pages) for pages in (0, 1, 2, 3, 100, 260)),
+    (2, 100),
+]
+"""Numbers of devices, and of free pages: the first file that does not fit is, in this order, the config, starts.jsonl,
+the metrics, the first checkpoint (twice), the second checkpoint, and with two devices the first checkpoint."""
 
-@pytest.mark.parametrize(("devices", "pages"), [(1, 0), (1, 1), (1, 3), (1, 100), (1, 260), (2, 100)])
-def test_a_full_disk_is_said_and_loses_nothing_and_the_run_goes_on_when_there_is_room(
+
+@pytest.mark.parametrize(("devices", "pages"), FULL)
+def test_a_full_disk_is_named_and_loses_nothing_and_the_run_goes_on_when_there_is_room(
     config, answer, disk, tmp_path, devices, pages
 ):
-    """Full from the first file, or in its config, its metrics, its first or its second checkpoint."""
     earlier = train_quietly(config("scheme=sgd", "recipe.epochs=1", f"paths.runs={disk.folder / 'runs'}"))
     before = contents(earlier.folder)
-    cfg = config(EPOCHS, f"devices={devices}", f"paths.runs={disk.folder / 'runs'}")
+    spec = config(EPOCHS, f"devices={devices}", f"paths.runs={disk.folder / 'runs'}")
     more = (EPOCHS, f"devices={devices}", f"paths.runs={disk.folder / 'runs'}")
     disk.leave(pages)
     sentence = answer(*more)
     assert "No space left on device" in sentence
     assert str(disk.folder / "runs") in sentence
     assert contents(earlier.folder) == before
-    assert not open_record(cfg).done
+    assert not open_record(spec).done
 
     disk.clear()
     undisturbed = config(EPOCHS, f"devices={devices}", f"paths.runs={tmp_path / 'undisturbed'}")
-    for own in (cfg, undisturbed):
+    for own in (spec, undisturbed):
         on_ranks(train_rank, *[(own, False, 0)] * 2) if devices == 2 else train_quietly(own)
-    assert_same_outcome(open_record(cfg), open_record(undisturbed))
+    assert_same_outcome(open_record(spec), open_record(undisturbed))
 
 
-MADE_UP = ("dataset=cifar10", "recipe=digits", "dataset.train_images=48", "dataset.test_images=20")
+MADE_UP_KEYS = ("dataset=cifar10", "recipe=digits", "dataset.train_images=48", "dataset.test_images=20")
 
 
 def of_cifar(tmp_path: Path, cache: Path) -> tuple[str, ...]:
+    """The overrides of a run on the made-up CIFAR-10, whose images are then in the cache."""
     root = write_parquet(tmp_path / "root")
-    return (*MADE_UP, f"dataset.root={root}", f"paths.cache={cache}", "recipe.epochs=1")
+    return (*MADE_UP_KEYS, f"dataset.root={root}", f"paths.cache={cache}", "recipe.epochs=1")
 
 
 @pytest.mark.parametrize("pages", [0, 10, 40])
-def test_a_disk_that_is_full_while_the_data_cache_is_written_is_said(answer, disk, tmp_path, pages):
+def test_a_disk_that_is_full_while_the_data_cache_is_written_is_named(answer, disk, tmp_path, pages):
     disk.leave(pages)
     sentence = answer(*of_cifar(tmp_path, disk.folder / "cache"))
     assert "No space left on device" in sentence
@@ -142,11 +149,11 @@ def test_a_disk_that_is_full_while_the_data_cache_is_written_is_said(answer, dis
     assert contents(disk.folder / "cache") == {}
 
 
-# ----------------------------------------------------------------------------------------------- read-only folders
+# ----------------------------------------------------------------------------------------------------- read-only disks
 
 
-def test_a_record_on_a_read_only_disk_is_said_and_stays_as_it_is(config, answer, disk):
-    """Of a run that is new, and of one that is half done."""
+def test_a_read_only_disk_is_named_and_its_records_stay_as_they_are(config, answer, disk):
+    """For a run that is half done, and for a new one."""
     runs = f"paths.runs={disk.folder / 'runs'}"
     half_done = train_quietly(config(EPOCHS, runs))
     (half_done.folder / "summary.json").unlink()
@@ -160,7 +167,7 @@ def test_a_record_on_a_read_only_disk_is_said_and_stays_as_it_is(config, answer,
     assert contents(disk.folder) == before
 
 
-def test_a_run_that_is_done_on_a_read_only_disk_prints_its_result(config, overrides, command, disk):
+def test_a_run_that_is_done_prints_its_result_on_a_read_only_disk_too(config, overrides, command, disk):
     runs = f"paths.runs={disk.folder / 'runs'}"
     record = train_quietly(config(runs))
     assert not disk.mount("remount,ro")
@@ -170,7 +177,7 @@ def test_a_run_that_is_done_on_a_read_only_disk_prints_its_result(config, overri
     assert output.read_text().startswith(f"{record.id}: test error")
 
 
-def test_a_data_cache_on_a_read_only_disk_is_said(answer, disk, tmp_path):
+def test_a_data_cache_on_a_read_only_disk_is_named(answer, disk, tmp_path):
     assert not disk.mount("remount,ro")
     sentence = answer(*of_cifar(tmp_path, disk.folder / "cache"))
     assert sentence == (
@@ -179,14 +186,14 @@ def test_a_data_cache_on_a_read_only_disk_is_said(answer, disk, tmp_path):
     )
 
 
-# ----------------------------------------------------------------------------------------- two that want the same
+# ------------------------------------------------------------------------------------- two processes with one folder
 
 
-def test_of_two_processes_that_prepare_one_data_cache_one_does_the_work_and_the_other_says_that_it_waits(tmp_path):
+def test_of_two_processes_that_fill_one_data_cache_one_decodes_and_the_other_says_that_it_waits(tmp_path):
     write_parquet(tmp_path / "root")
     together = PROCESSES.Barrier(2)
     outputs = [tmp_path / "0.txt", tmp_path / "1.txt"]
-    processes = [PROCESSES.Process(target=_prepare, args=(tmp_path, together, output)) for output in outputs]
+    processes = [PROCESSES.Process(target=_fill_cache, args=(tmp_path, together, output)) for output in outputs]
     for process in processes:
         process.start()
     for process in processes:
@@ -198,8 +205,8 @@ def test_of_two_processes_that_prepare_one_data_cache_one_does_the_work_and_the_
     assert f"Another process fills the cache {tmp_path / 'cache'}" in "".join(said)
 
 
-def _prepare(folder: Path, together: Any, output: Path) -> None:
-    """The cache, with a note of who decodes, which takes a second."""
+def _fill_cache(folder: Path, together: Any, output: Path) -> None:
+    """Fill the cache at the same time as another process. Decoding takes a second and leaves a note in work.txt."""
     sys.stderr = output.open("w", buffering=1)
 
     def noted(*arguments: Any) -> Any:
@@ -209,10 +216,9 @@ def _prepare(folder: Path, together: Any, output: Path) -> None:
         time.sleep(1)
         return dataset
 
-    read, cifar.read_parquet = cifar.read_parquet, noted
+    read, cifar_files.read_parquet = cifar_files.read_parquet, noted
     together.wait(60)
-    dataset = load_spec(SPEC, cache=folder / "cache", root=folder / "root", source="parquet")
-    assert dataset.digest == EXPECTED.digest
+    assert load_made_up(folder, folder / "root").digest == EXPECTED.digest
 
 
 def test_of_two_processes_that_start_one_run_one_trains_it_and_the_other_says_so(config, overrides, tmp_path):
@@ -229,7 +235,7 @@ def test_of_two_processes_that_start_one_run_one_trains_it_and_the_other_says_so
     )
     assert first == 0
     assert f"{record.id}: test error" in said
-    if second == 0:  # the other came when it was done
+    if second == 0:  # It started when the other had finished.
         assert f"{record.id}: test error" in also_said
     else:
         assert f"train.py: run {record.id} is being trained by another process." in also_said.splitlines()

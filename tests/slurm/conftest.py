@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ PartitionName=urgent Nodes={host} PriorityTier=2 MaxTime=INFINITE State=UP
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The daemons, up for the session; Slurm's commands find them by SLURM_CONF."""
+    """Slurm's daemons, which run for the whole session. Slurm's commands find them by SLURM_CONF."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     lacking = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=path) is None]
     if lacking:
@@ -75,10 +75,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a daemon."""
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports of this machine that no process uses."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:
@@ -91,8 +93,8 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def until(condition, seconds: float) -> None:
-    """Wait until the condition holds; fail where it does not in time."""
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until the condition holds; the test fails if it does not hold within so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

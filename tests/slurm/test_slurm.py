@@ -6,28 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from demo_runs import TINY
 
-from rst.experiments.sweep import Job, load_table
+from rst.experiments.runs.record import Record
+from rst.experiments.tables.expansion import load_table
 
 from .conftest import slurm, until
 
 pytestmark = pytest.mark.slurm
-ROOT = Path(__file__).parents[2]
-SMALL = ["recipe.epochs=1", "dataset.train_images=64", "dataset.test_images=50", "recipe.batch_size=32"]
-SMALL += ["recipe.perturbation_batch=32", "max_seeds=1", "device=cpu"]
+
+SMALL = [*TINY, "max_seeds=1"]
 JOB = ["slurm.cpus_per_task=1", "slurm.gpus_per_node=null"]
 
 
 def sweep(runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """``python scripts/sweep.py demo --launcher slurm``, with these words and the records in ``runs``."""
     command = [sys.executable, "scripts/sweep.py", "demo", "--launcher", "slurm", *words, *JOB, f"paths.runs={runs}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def jobs(runs: Path, *overrides: str) -> list[Job]:
-    return load_table("demo", [*overrides, f"paths.runs={runs}"]).jobs
+def records(runs: Path, *overrides: str) -> list[Record]:
+    """The records of the four runs of the demo."""
+    return [planned.record for planned in load_table("demo", [*overrides, f"paths.runs={runs}"]).runs]
 
 
 def no_job_is_left() -> bool:
+    """Whether Slurm has ended all jobs."""
     return slurm("squeue", "--noheader") == ""
 
 
@@ -36,11 +41,9 @@ def test_every_run_of_a_table_is_a_job_whose_log_is_beside_its_record(runs: Path
     assert (queued.returncode, queued.stderr) == (0, "")
     assert "4 runs queued" in queued.stdout
     until(no_job_is_left, seconds=120)
-    for job in jobs(runs, *SMALL):
-        assert job.record.status == "done"
-        assert (
-            "submitit" in (job.record.folder / "slurm.err").read_text() + (job.record.folder / "slurm.out").read_text()
-        )
+    for record in records(runs, *SMALL):
+        assert record.status == "done"
+        assert "submitit" in (record.folder / "slurm.err").read_text() + (record.folder / "slurm.out").read_text()
     assert "0 runs queued" in sweep(runs, *SMALL).stdout
 
 
@@ -52,12 +55,13 @@ def test_a_run_that_is_queued_is_not_queued_twice(runs: Path) -> None:
     until(no_job_is_left, seconds=60)
 
 
-def near_the_limit(name: str) -> None:
-    slurm("scancel", "--signal=USR2", name)
+def near_the_limit(job: str) -> None:
+    """Send the signal by which Slurm announces the end of the time limit."""
+    slurm("scancel", "--signal=USR2", job)
 
 
-def preempt(name: str) -> None:
-    """By a job that needs the whole node."""
+def preempt(job: str) -> None:
+    """Queue a more urgent job that needs the whole node."""
     slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
 
 
@@ -65,32 +69,32 @@ def preempt(name: str) -> None:
 def test_a_job_that_slurm_stops_is_queued_again_and_goes_on_where_it_was(runs: Path, stop: Callable) -> None:
     long = [*SMALL, "recipe.epochs=150"]
     sweep(runs, *long)
-    first, *others = (job.record for job in jobs(runs, *long))
+    first, *others = records(runs, *long)
     until(lambda: len(first.metrics) > 2, seconds=120)
     slurm("scancel", *((record.folder / "slurm.txt").read_text() for record in others))
-    name = (first.folder / "slurm.txt").read_text()
-    stop(name)
-    until(lambda: "PENDING" in slurm("squeue", "--noheader", "--format=%T", f"--jobs={name}"), seconds=60)
+    job = (first.folder / "slurm.txt").read_text()
+    stop(job)
+    until(lambda: "PENDING" in slurm("squeue", "--noheader", "--format=%T", f"--jobs={job}"), seconds=60)
     before = first.metrics
     assert first.checkpoint.exists()
     assert 2 < len(before) < 150
-    slurm("scontrol", "update", f"JobId={name}", "StartTime=now")  # not in two minutes, as Slurm would
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm itself would wait for two minutes.
     until(no_job_is_left, seconds=300)
     assert first.status == "done"
     assert [line["epoch"] for line in first.metrics] == list(range(150))
     assert first.metrics[: len(before)] == before
 
 
-def test_a_job_that_slurm_refuses_is_one_sentence_after_slurms_own_words(runs: Path) -> None:
+def test_a_job_that_slurm_refuses_is_answered_by_one_sentence_after_slurms_own_lines(runs: Path) -> None:
     refused = sweep(runs, *SMALL, "slurm.partition=nowhere")
     assert refused.returncode == 1
-    *slurms, ours = refused.stderr.splitlines()
-    assert all(line.startswith("sbatch: error: ") for line in slurms)
-    assert ours.startswith("sweep.py: slurm: sbatch: error: ")
+    *of_slurm, sentence = refused.stderr.splitlines()
+    assert all(line.startswith("sbatch: error: ") for line in of_slurm)
+    assert sentence.startswith("sweep.py: slurm: sbatch: error: ")
 
 
 def test_a_run_that_fails_in_its_job_is_listed_as_failed(runs: Path) -> None:
-    wrong = [*SMALL, "dataset.train_images=5000"]  # more than there are; only the job can see that
+    wrong = [*SMALL, "dataset.train_images=5000"]  # There are not so many; only the job, which opens them, can know.
     sweep(runs, *wrong)
     until(no_job_is_left, seconds=120)
-    assert [job.record.status for job in jobs(runs, *wrong)] == ["failed"] * 4
+    assert [record.status for record in records(runs, *wrong)] == ["failed"] * 4

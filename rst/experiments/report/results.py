@@ -1,0 +1,194 @@
+"""The results of a table's runs, cell by cell, with the paper's numbers beside them.
+
+All tables, figures and pages are made from the frame that `results` returns.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from rst.experiments.compose import CONFIGS
+from rst.experiments.errors import InputError
+from rst.experiments.report.formulas import closed_form
+from rst.experiments.runs.record import SUMMARY_KEYS
+from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+
+PAPER = CONFIGS.parent / "results" / "paper"
+METRICS = {"test_error": ["error_pct", "top1_error_pct"], "top5_error": ["top5_error_pct"]}
+"""The metrics that a table may show, and their names in the files of the paper's numbers."""
+PAPER_SEEDS = {"ImageNet": 3}
+"""How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
+OTHER_SEEDS = 5
+CONFIDENCE = 0.95
+
+
+def of_the_paper(cells: Iterable[Cell]) -> bool:
+    """Whether the runs have the paper's images, networks and epochs, so that its numbers are a target for them."""
+    return all(cell.spec.scale == "paper" and not cell.spec.stands_in for cell in cells)
+
+
+def folder_of(table: Table) -> Path:
+    """The folder for the table's files. Each scale has its own, and so have digits in place of a data set."""
+    spec = table.cells[0].spec
+    scale = spec.scale + "-digits" * any(cell.spec.stands_in for cell in table.cells)
+    return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
+
+
+def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
+    """The ids and the summaries of the runs that are done, one line each."""
+    lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
+    return pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error"])
+
+
+def results(table: Table) -> pd.DataFrame:
+    """One line for each cell and metric, in the order of the table file. What is not known is empty.
+
+    Which cell: ``group network row dataset not_in_paper metric variant``.
+    What was asked for: ``p`` (the mean of p(t)), ``c`` = γ/ρ, ``gamma_rst`` = p c, ``extra_propagations_expected``
+    (Δη), ``extra_propagations_closed_form`` (Δη by Table 2 of the paper), ``planned`` (the number of seeds).
+    What came out: ``n`` (runs that are done), ``mean`` and ``std`` of the metric over them (percent; the standard
+    deviation has n - 1 in the denominator), ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
+    The paper's: ``paper_mean paper_std`` (percent), ``paper_relative_time`` (its time over that without sharp steps).
+    The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
+    confidence interval by Welch's t-test), ``p_value`` (of that test, two-sided).
+    Times: ``relative_time`` (over that of SGD with the same network and data set), ``relative_extra_time`` (the time
+    beyond SGD's over SAM's time beyond SGD's).
+
+    Raises:
+        InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist.
+    """
+    unknown = set(table.metrics) - set(METRICS)
+    if unknown:
+        raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
+    numbers = paper_numbers(table.paper) if table.paper else None
+    lines = []
+    for cell in table.cells:
+        asked, own = _asked(cell), summaries(cell.runs)
+        for metric in table.metrics or [""]:
+            lines.append(asked | {"metric": metric} | _measured(own, metric) | _reported(cell, metric, numbers))
+    frame = pd.DataFrame(lines)
+    _compare_errors(frame)
+    _compare_times(frame)
+    return frame
+
+
+def _asked(cell: Cell) -> dict[str, Any]:
+    p = cell.spec.mean_p
+    c = cell.spec.gamma_ratio if p else math.nan
+    passes = cell.spec.build_variant().extra_passes
+    return {
+        "group": cell.group,
+        "network": cell.network,
+        "row": cell.row,
+        "dataset": cell.dataset,
+        "not_in_paper": cell.not_in_paper,
+        "variant": cell.spec.variant.name,
+        "p": p,
+        "c": c,
+        "gamma_rst": p * c if p else 0.0,
+        "extra_propagations_expected": p * passes,
+        "extra_propagations_closed_form": closed_form(cell.spec.schedule) * passes,
+        "planned": len(cell.runs),
+    }
+
+
+def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
+    return {
+        "n": own[metric or "id"].count(),
+        "mean": own[metric].mean() if metric else math.nan,
+        "std": own[metric].std() if metric else math.nan,
+        "extra_propagations_realised": own["extra_propagations_realised"].mean(),
+        "train_seconds": own["train_seconds"].mean(),
+        "train_seconds_std": own["train_seconds"].std(),
+    }
+
+
+def _compare_errors(frame: pd.DataFrame) -> None:
+    """Welch's t-test between our mean and the paper's; it does not take the two variances for equal.
+
+    Without a standard deviation, as of one run, there is no test.
+    """
+    paper_n = frame["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
+    ours, papers = frame["std"] ** 2 / frame["n"], frame["paper_std"] ** 2 / paper_n  # variances of the means
+    error = (ours + papers) ** 0.5
+    freedom = (ours + papers) ** 2 / (ours**2 / (frame["n"] - 1) + papers**2 / (paper_n - 1))  # Welch and Satterthwaite
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
+    frame["difference"] = frame["mean"] - frame["paper_mean"]
+    frame["difference_low"] = frame["difference"] - half
+    frame["difference_high"] = frame["difference"] + half
+    frame["p_value"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
+
+
+def _compare_times(frame: pd.DataFrame) -> None:
+    """Times over those of SGD and SAM with the same network and data set, in the same group or in no group."""
+    frame["relative_time"] = frame["relative_extra_time"] = math.nan
+    for i, line in frame.iterrows():
+        same = frame[(frame["network"] == line["network"]) & (frame["dataset"] == line["dataset"])]
+        same = same[same["group"].isin(["", line["group"]])].sort_values("group", ascending=False, kind="stable")
+        plain, sharp = same[same["p"] == 0], same[(same["p"] == 1) & (same["c"] == 1) & (same["variant"] == "sam")]
+        if len(plain):
+            base = plain["train_seconds"].iloc[0]
+            frame.loc[i, "relative_time"] = line["train_seconds"] / base
+            if len(sharp):
+                extra = sharp["train_seconds"].iloc[0] - base
+                frame.loc[i, "relative_extra_time"] = (line["train_seconds"] - base) / extra
+
+
+# ------------------------------------------------------------------------------------------------ the paper's numbers
+
+
+@cache
+def paper_numbers(name: str) -> pd.DataFrame:
+    """The numbers of ``results/paper/<name>.csv``, one line each.
+
+    All columns are texts, but for ``mean`` and ``std``, which are empty where the paper's text has lost the number.
+    """
+    file = PAPER / f"{name}.csv"
+    if not file.exists():
+        raise InputError(f"paper: {name}: there is no {file.name} among the paper's numbers in {PAPER.name}/.")
+    numbers = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return numbers.assign(mean=pd.to_numeric(numbers["mean"]), std=pd.to_numeric(numbers["std"]))
+
+
+def _reported(cell: Cell, metric: str, numbers: pd.DataFrame | None) -> dict[str, float]:
+    """The paper's error, and its training time over the time of the scheme to which it adds the extra minutes."""
+    reported = dict.fromkeys(("paper_mean", "paper_std", "paper_relative_time"), math.nan)
+    if numbers is None or cell.not_in_paper:
+        return reported
+    error = _number(numbers, cell, METRICS.get(metric, []), cell.paper)
+    if error is not None:
+        reported |= {"paper_mean": error["mean"], "paper_std": error["std"]}
+    base, extra = cell.paper, _number(numbers, cell, ["extra_time_min"], cell.paper)
+    if extra is not None:
+        base = {key: cell.paper[key] for key in cell.paper if key == "source_note"} | {"scheme": extra["relative_to"]}
+    whole = _number(numbers, cell, ["time_min"], base)
+    if whole is not None:
+        reported["paper_relative_time"] = 1 + (0 if extra is None else extra["mean"]) / whole["mean"]
+    return reported
+
+
+def _number(numbers: pd.DataFrame, cell: Cell, metrics: list[str], picks: dict[str, str]) -> pd.Series | None:
+    """The paper's number for the cell: its line has the cell's network and data set, and these values of columns.
+
+    A value may offer alternatives, separated by `` | ``. A ``source_note`` has to begin with its value.
+    """
+    datasets = [cell.dataset, "Cifar10&100"]
+    lines = numbers[
+        (numbers["model"] == cell.network) & numbers["dataset"].isin(datasets) & numbers["metric"].isin(metrics)
+    ]
+    place = f"{cell.table}.yaml, {cell.row}, paper"
+    for key, value in picks.items():
+        if key not in numbers:
+            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers)}.")
+        begins = key == "source_note"
+        lines = lines[lines[key].str.startswith(value) if begins else lines[key].isin(value.split(" | "))]
+    if len(lines) > 1:
+        raise InputError(
+            f"{place}: {len(lines)} numbers fit {cell.network} {cell.dataset}: name another column as well."
+        )
+    return lines.iloc[0] if len(lines) else None

@@ -1,0 +1,239 @@
+"""Tables for readers, as Markdown and LaTeX, and two CSV files: the results in full, and the records of the runs."""
+
+import io
+import operator
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rst.experiments.files import write_atomically
+from rst.experiments.report.results import folder_of, of_the_paper, results, summaries
+from rst.experiments.spec import RunSpec
+from rst.experiments.tables.expansion import Cell, Table
+
+WHERE = ("Network", "Data set", "Error")
+
+MEANINGS = {
+    "Test error [%]": "Test error: mean ± standard deviation over seeds, after the last epoch.",
+    "Ours [%]": "Ours: mean ± standard deviation over seeds of the test error after the last epoch.",
+    "Paper [%]": "Paper: as printed (`results/paper/<paper>.csv`), empty where its text has no number.",
+    "Difference": "Difference: our mean less the paper's.",
+    "95 % interval": "95 % interval: of the difference, by Welch's t-test, with the paper's n = 5 (ImageNet: 3).",
+    "Δη expected": "Δη: extra passes a step.",
+    "Δη by steps": "Δη: extra passes a step, as the mean of p(t) over the steps and by the formula for many steps.",
+    "γ_rst / ρ": "γ_rst / ρ = p c: the regularisation in units of ρ.",
+    "Time / SGD": "Time / SGD: training time over that without sharp steps.",
+    "Paper time": "Paper time: the paper's training time over that without sharp steps.",
+    "Extra time / SAM": "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's.",
+}
+"""What the caption says of a column."""
+
+NOT_OF_THE_RUN = ("paths.", "wandb.", "slurm.", "dataset.root", "evaluate", "seed", "max_seeds", "datasets")
+"""How keys of a spec begin that ``records.csv`` leaves out: they do not describe the run, or its summary has them."""
+
+LATEX = str.maketrans(
+    {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "≤": r"$\leq$", "†": r"$\dagger$"}
+    | {"γ": r"$\gamma$", "η": r"$\eta$", "θ": r"$\theta$", "π": r"$\pi$", "ρ": r"$\rho$", "Δ": r"$\Delta$"}
+)
+
+
+def write(table: Table) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; return the files."""
+    folder, frame = folder_of(table), results(table)
+    shown = _readable(frame)
+    contents = {
+        folder / "tables" / f"{table.name}.md": _markdown(table, shown),
+        folder / "tables" / f"{table.name}.csv": frame.to_csv(index=False),
+        folder / "tables" / f"{table.name}.tex": _latex(table, shown),
+    }
+    if table.runs:
+        contents[folder / "records.csv"] = _merged_records(table, folder / "records.csv")
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        write_atomically(file, content)
+    return list(contents)
+
+
+# ------------------------------------------------------------------------------------------------------ rows, columns
+
+
+def readable(table: Table) -> pd.DataFrame:
+    """`results` as texts for a reader, one line for each network, data set and scheme, without empty columns."""
+    return _readable(results(table))
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+    errors = frame["metric"].map({"test_error": "top-1", "top5_error": "top-5"})
+    where = dict(zip(WHERE, (frame["network"], frame["dataset"], errors), strict=True))
+    where = {header: labels for header, labels in where.items() if labels.nunique() > 1}
+    if not frame["planned"].any():
+        what = _formulas(frame)
+    elif not frame["metric"].any():
+        what = {"n": _counts(frame)} | _costs(frame)
+        what["Extra time / SAM"] = _text(frame["relative_extra_time"], "{:.2f}")
+    else:
+        what = _errors(frame) | _costs(frame)
+    shown = pd.DataFrame(where | {"Scheme": _schemes(frame)} | what).reset_index(drop=True)
+    return shown.loc[:, (shown != "").any()]
+
+
+def _schemes(frame: pd.DataFrame) -> pd.Series:
+    """The labels of the rows, each with its group where two rows have the same label; † marks rows not in the paper."""
+    alike = frame.duplicated(["network", "dataset", "metric", "row"], keep=False) & (frame["group"] != "")
+    marks = frame["not_in_paper"].map({True: " †", False: ""})
+    return frame["row"] + (" (" + frame["group"] + ")").where(alike, "") + marks
+
+
+def _errors(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    header = "Ours [%]" if frame["paper_mean"].notna().any() else "Test error [%]"
+    ours = _text(frame["mean"], "{:.2f}") + _text(frame["std"], " ± {:.2f}") + " (n = " + _counts(frame) + ")"
+    low, high = (_signed(frame[f"difference_{end}"]) for end in ("low", "high"))
+    return {
+        header: ours.where(frame["n"] > 0, ours.str.strip(" ()")),
+        "Paper [%]": _text(frame["paper_mean"], "{:.2f}") + _text(frame["paper_std"], " ± {:.2f}"),
+        "Difference": _signed(frame["difference"]),
+        "95 % interval": (low + " to " + high).where(low != "", ""),
+    }
+
+
+def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    return {
+        "Δη expected": _text(frame["extra_propagations_expected"], "{:.2f}"),
+        "Δη realised": _text(frame["extra_propagations_realised"], "{:.3f}"),
+        "Time / SGD": _text(frame["relative_time"], "{:.2f}"),
+        "Paper time": _text(frame["paper_relative_time"], "{:.2f}"),
+    }
+
+
+def _formulas(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    exact, closed = frame["extra_propagations_expected"], frame["extra_propagations_closed_form"]
+    costs = {
+        "Δη by steps": _text(exact, "{:.6f}"),
+        "Δη by Table 2": _text(closed, "{:.6f}"),
+        "Deviation": _text((exact - closed).round(12) + 0.0, "{:+.1e}").replace("+0.0e+00", "0"),
+    }
+    if (frame["c"].dropna() == 1).all():
+        return costs
+    return costs | {"c = γ / ρ": _text(frame["c"], "{:g}"), "γ_rst / ρ": _text(frame["gamma_rst"], "{:g}")}
+
+
+def _counts(frame: pd.DataFrame) -> pd.Series:
+    """How many runs are done; where some are not, as "n/planned"."""
+    planned = ("/" + frame["planned"].astype(str)).where(frame["n"] != frame["planned"], "")
+    return frame["n"].astype(str) + planned
+
+
+def _text(values: pd.Series, form: str) -> pd.Series:
+    return pd.Series(["" if pd.isna(value) else form.format(value) for value in values], values.index, dtype=str)
+
+
+def _signed(values: pd.Series) -> pd.Series:
+    return _text(values.round(2) + 0.0, "{:+.2f}")  # + 0.0 turns -0.00 into +0.00
+
+
+# ------------------------------------------------------------------------------------------------------- the caption
+
+
+def caption(table: Table, shown: pd.DataFrame) -> str:
+    """What the numbers are of (networks, images, epochs, scale, seeds), and what each column of `readable` means."""
+    cells, scale = table.cells, table.cells[0].spec.scale
+    if table.runs:
+        sentences = [
+            f"Network: {', '.join(_values(cells, lambda cell: f'`{cell.spec.network}`'))}; "
+            f"data: {', '.join(_values(cells, lambda cell: f'`{cell.spec.dataset.name}`'))} ({_said(cells, _images)}); "
+            f"epochs: {_said(cells, lambda cell: f'{cell.spec.recipe.epochs:,}')}; "
+            f"scale: `{scale}`; seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
+        ]
+        if not of_the_paper(cells):
+            sentences += [
+                "Images, networks and epochs are not the paper's, so that its numbers are no target for these."
+            ]
+    else:
+        sentences = [f"T = {_said(cells, lambda cell: f'{cell.spec.total_steps:,}')} steps; scale: `{scale}`."]
+    sentences += [text.replace("<paper>", table.paper) for header, text in MEANINGS.items() if header in shown]
+    sentences += ["† not in the paper."] * any(cell.not_in_paper for cell in cells)
+    return " ".join(sentences)
+
+
+def _images(cell: Cell) -> str:
+    data = cell.spec.dataset
+    kind = "digits standing in" if cell.spec.stands_in else "real images"
+    noise = f" with {data.label_noise:.0%} of their labels wrong" if data.label_noise else ""
+    return f"{kind}, {data.train_images - data.validation:,} for training{noise}, {data.test_images:,} for testing"
+
+
+def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:
+    """The values of a fact, each once, in the order of the cells."""
+    return list(dict.fromkeys(map(fact, cells)))
+
+
+def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
+    """The values of a fact; several, with the networks, data sets, groups or rows that have each, if these tell."""
+    values = _values(cells, fact)
+    for label in map(operator.attrgetter, ("network", "dataset", "group", "row")):
+        owners = [_values([cell for cell in cells if fact(cell) == value], label) for value in values]
+        if len(values) > 1 and sum(map(len, owners)) == len(set().union(*owners)):
+            return ", ".join(f"{value} ({', '.join(names)})" for value, names in zip(values, owners, strict=True))
+    return ", ".join(values)
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+
+def _markdown(table: Table, shown: pd.DataFrame) -> str:
+    lines = _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
+    text = textwrap.fill(caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
+    return f"# {table.title}\n\n{lines}\n\n{text}\n"
+
+
+def _latex(table: Table, shown: pd.DataFrame) -> str:
+    """A ``longtable``, which may span several pages, with the caption as a paragraph under it."""
+    cells = _sparse(shown).apply(
+        lambda texts: texts.str.translate(LATEX).str.replace(r"(?<!\S)-(?=\d)", "$-$", regex=True)
+    )
+    cells.columns = [r"\shortstack{" + header.translate(LATEX).replace(" ", r"\\{}", 1) + "}" for header in shown]
+    lines = cells.style.hide(axis="index").to_latex(
+        environment="longtable",
+        hrules=True,
+        column_format="".join(side[0] for side in _sides(shown)),
+        caption=table.title.translate(LATEX),
+        label=f"tab:{table.name}",
+    )
+    text = re.sub("`(.+?)`", r"\\texttt{\1}", caption(table, shown).translate(LATEX))
+    packages = r"% In the preamble: \usepackage{booktabs,longtable}"
+    return packages + "\n{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n" + lines + "\\noindent " + text + "\\par}\n"
+
+
+def _sparse(shown: pd.DataFrame) -> pd.DataFrame:
+    """Network and data set only in the first line that has them."""
+    where = shown[[header for header in WHERE if header in shown]]
+    return shown.assign(**where.mask(where.eq(where.shift()).astype(int).cummin(axis=1).astype(bool), ""))
+
+
+def _sides(shown: pd.DataFrame) -> list[str]:
+    return ["left" if header in (*WHERE, "Scheme") else "right" for header in shown]
+
+
+def _merged_records(table: Table, file: Path) -> str:
+    """The records of the table's runs, and those of other runs that the file already has, as CSV sorted by id."""
+    done = [run for run in table.runs if run.record.done]
+    came_out = summaries(done).astype(object)
+    asked = pd.DataFrame([_flat(run.record.spec) for run in done], dtype=object)
+    # By way of text, so that the line of a run does not depend on the values that other runs have in the same columns.
+    own = pd.read_csv(io.StringIO(came_out.join(asked).to_csv(index=False)), dtype=str, keep_default_na=False)
+    others = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else own[:0]
+    merged = pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id")
+    return merged[[*came_out, *sorted(set(merged) - set(came_out))]].to_csv(index=False)
+
+
+def _flat(spec: RunSpec) -> dict[str, Any]:
+    """The keys of the run with dots in their names, as in "recipe.epochs"."""
+    flat = pd.json_normalize(spec.dump()).iloc[0]
+    return {key: value for key, value in flat.items() if not key.startswith(NOT_OF_THE_RUN)}

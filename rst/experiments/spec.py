@@ -1,0 +1,260 @@
+"""`RunSpec`: everything that determines one run, typed, checked and frozen.
+
+Its parts are the groups of ``configs/`` (`rst.experiments.keys`), and its fields are their keys: ``spec.recipe.epochs``
+is ``recipe.epochs``. `rst.experiments.compose` makes a spec from a command line or a record. Every other room takes
+a spec or a part of one, and none reads a config.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import model_validator
+
+import rst
+from rst.experiments.errors import InputError, NotAtThisScale, bad_input
+from rst.experiments.keys import (
+    Augmentation,
+    Count,
+    Dataset,
+    Flag,
+    Integer,
+    Model,
+    Optimizer,
+    OptionalCount,
+    OptionalText,
+    Part,
+    Paths,
+    Recipe,
+    ScheduleOptions,
+    Scheme,
+    Slurm,
+    Text,
+    VariantOptions,
+    Wandb,
+    wanted,
+)
+from rst.schedules import Schedule
+from rst.variants import NAMES, Variant
+
+T = TypeVar("T")
+
+
+class RunSpec(Part):
+    """One run: what determines its result, and where and how it is computed.
+
+    `rst.experiments.runs.identity` tells the two apart.
+
+    Raises:
+        InputError: two keys contradict each other; the sentence names both and the fix.
+        pydantic.ValidationError: a key has a value of another type or outside its range.
+    """
+
+    network: Text
+    model: Model
+    dataset: Dataset
+    augmentation: Augmentation
+    optimizer: Optimizer
+    recipe: Recipe
+    schedule: ScheduleOptions
+    scheme: Scheme
+    variant: VariantOptions
+
+    scale: Text
+    max_seeds: OptionalCount
+    datasets: Annotated[tuple[Text, ...] | None, wanted("null or a list of names")]
+
+    seed: Integer
+    autocast: Literal[None, "bfloat16", "float16"]
+    tf32: Flag
+    device: Text
+    devices: Count
+    channels_last: Flag
+    compile: Flag
+    deterministic: Flag
+
+    evaluate: OptionalText
+    evaluate_every: Count
+    paths: Paths
+    wandb: Wandb
+    slurm: Slurm
+
+    def changed(self, **changes: Any) -> "RunSpec":
+        """A copy with other values, checked anew: ``changed(seed=1, wandb={"group": "table03"})``."""
+        return RunSpec.model_validate(_merged(self.dump(), changes))
+
+    def dump(self) -> dict[str, Any]:
+        """The spec as plain data, from which `model_validate` makes an equal one."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    # ---------------------------------------------------------------------------------------- what follows from it
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training images that are not held out."""
+        return steps_per_epoch(self.dataset.train_images, self.dataset.validation, self.recipe.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """T, the number of optimizer steps."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def perturbation_batch(self) -> int:
+        """How many images share a perturbation."""
+        return self.recipe.perturbation_batch or self.recipe.batch_size
+
+    @property
+    def p(self) -> Schedule:
+        """The schedule: p at every step, the probability that the step is sharp."""
+        name = self.schedule.name
+        if name not in rst.schedules.__all__ or name == "Schedule":
+            raise InputError(f"schedule.name={name} does not exist: write schedule=<a file of configs/schedule>.")
+        factory: Callable[..., Schedule] = getattr(rst.schedules, name)
+        return _built("schedule", factory, self.schedule.options)
+
+    @property
+    def mean_p(self) -> float:
+        """The mean of p(t) over the steps of the run."""
+        return self.p.mean(self.total_steps)
+
+    @property
+    def gamma_ratio(self) -> float:
+        """c = γ/ρ, with "auto" resolved to 1 / mean of p(t)."""
+        ratio = self.scheme.gamma_ratio
+        return 1 / self.mean_p if ratio == "auto" else ratio
+
+    @property
+    def expected_passes(self) -> float:
+        """T (1 + Δη): the expected work of the run, in forward-backward passes over a batch."""
+        return self.total_steps * (1 + self.mean_p * self.build_variant().extra_passes)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the embedded digits take the place of the data set's own images."""
+        return self.dataset.source == "digits" != self.dataset.name
+
+    def build_variant(self) -> Variant:
+        """A new instance of the variant, with its options."""
+        name = self.variant.name
+        if name not in NAMES:
+            raise InputError(f"variant.name={name} does not exist: write one of {', '.join(NAMES)}.")
+        return _built("variant", NAMES[name], self.variant.options)
+
+    # ------------------------------------------------------------------------------------------------ contradictions
+
+    @model_validator(mode="after")
+    def _scheme_and_schedule_agree(self) -> "RunSpec":
+        scheme, p = self.scheme, self.p
+        needed = {"sgd": 0.0, "sam": 1.0, "gnr": 1.0}.get(scheme.name)
+        if needed is not None and not (p.time_invariant and p.mean() == needed):
+            raise InputError(
+                f"scheme={scheme.name} means p = {needed:g} at every step, but the schedule is {p}: "
+                "leave the schedule out, or take scheme=rst or scheme=grst."
+            )
+        if scheme.name in ("sam", "rst") and scheme.gamma_ratio != 1:
+            raise InputError(
+                f"scheme={scheme.name} means scheme.gamma_ratio=1, not {scheme.gamma_ratio}: "
+                f"take scheme={'gnr' if scheme.name == 'sam' else 'grst'}."
+            )
+        if scheme.name == "gnr" and scheme.gamma_ratio == "auto":
+            raise InputError("scheme.gamma_ratio=auto would make GNR into SAM: give a number.")
+        return self
+
+    @model_validator(mode="after")
+    def _data_fit_scale_and_network(self) -> "RunSpec":
+        data = self.dataset
+        if self.datasets is not None and data.name not in self.datasets:
+            raise NotAtThisScale(
+                f"scale={self.scale} has no {data.name}, only {', '.join(self.datasets)}: "
+                "take one of them or another scale."
+            )
+        if not len(data.mean) == len(data.std) == data.channels:
+            raise InputError(
+                f"dataset.channels={data.channels}, but dataset.mean and dataset.std have {len(data.mean)} and "
+                f"{len(data.std)} numbers: give one for each channel."
+            )
+        options = self.model.options
+        for key, of_data in (("num_classes", "num_classes"), ("in_channels", "channels"), ("image_size", "image_size")):
+            if options.get(key, getattr(data, of_data)) != getattr(data, of_data):
+                raise InputError(
+                    f"model.{key}={options[key]} is not dataset.{of_data}={getattr(data, of_data)}: "
+                    f"leave model.{key} out."
+                )
+        if len(self.model.blocks) != len(self.model.widths):
+            raise InputError(
+                f"model.blocks={list(self.model.blocks)} and model.widths={list(self.model.widths)} differ in length: "
+                "give one width for each stage."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_images_and_devices(self) -> "RunSpec":
+        data, recipe = self.dataset, self.recipe
+        kept = data.train_images - data.validation
+        if recipe.batch_size > kept:
+            raise InputError(
+                f"recipe.batch_size={recipe.batch_size} is larger than the {kept} training images "
+                "(dataset.train_images - dataset.validation): take a smaller batch or more images."
+            )
+        if recipe.batch_size % self.perturbation_batch:
+            raise InputError(
+                f"recipe.perturbation_batch={recipe.perturbation_batch} does not divide "
+                f"recipe.batch_size={recipe.batch_size}: take a divisor, or null for the whole batch."
+            )
+        perturbations = recipe.batch_size // self.perturbation_batch
+        if perturbations % self.devices:
+            fitting = [str(n) for n in range(1, perturbations + 1) if perturbations % n == 0]
+            raise InputError(
+                f"devices={self.devices} do not divide the {perturbations} perturbations of a step, recipe.batch_size="
+                f"{recipe.batch_size} / recipe.perturbation_batch={self.perturbation_batch}: take devices="
+                f"{' or '.join(fitting)}, or a smaller recipe.perturbation_batch."
+            )
+        if recipe.warmup_epochs > recipe.epochs:
+            raise InputError(
+                f"recipe.warmup_epochs={recipe.warmup_epochs:g} is longer than the run of "
+                f"recipe.epochs={recipe.epochs}: shorten the warm-up."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits_run(self) -> "RunSpec":
+        if self.scheme.name == "grst" and self.mean_p == 0:
+            raise InputError(
+                f"scheme=grst on schedule {self.p} never takes a sharp step in {self.total_steps} steps: "
+                "take another schedule, or scheme=sgd."
+            )
+        self.build_variant()
+        several = self.recipe.batch_size > self.perturbation_batch
+        mixes = self.scheme.normalise_clean and self.mean_p > 0 and self.gamma_ratio != 1
+        if mixes and (several or self.autocast == "float16"):
+            raise InputError(
+                "scheme.normalise_clean=true divides by the norm of one micro-batch's scaled gradient, which is wrong "
+                "with several micro-batches, several devices or a loss scale: write recipe.perturbation_batch=null, "
+                "devices=1 and another autocast than float16."
+            )
+        return self
+
+
+def steps_per_epoch(train_images: int, validation: int, batch_size: int) -> int:
+    """Whole batches in the training images that are not held out; the last partial batch is dropped."""
+    return (train_images - validation) // batch_size
+
+
+def _built(group: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:
+    known = inspect.signature(factory).parameters
+    for key in options:
+        if key not in known:
+            raise InputError(f"{group}.{key} is not an option of {factory.__name__}: leave it out.")
+    with bad_input(f"{group}: "):
+        return factory(**options)
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: _merged(values[key], change)
+        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+        else change
+        for key, change in changes.items()
+    }
+    return {**values, **nested}

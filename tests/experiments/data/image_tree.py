@@ -1,0 +1,34 @@
+"""Small folders of real photographs, laid out like ImageNet."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+CLASSES = ["n01", "n02", "n03"]
+
+
+def make_image_tree(root: Path) -> Path:
+    """Write ten training and four test images a class, cut out of two photographs, in many sizes and four odd modes."""
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 4)):
+        for name in CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                width, height = generator.integers(40, 140, 2)
+                left, top = generator.integers(0, 640 - width), generator.integers(0, 427 - height)
+                image = photographs[index % 2].crop((left, top, left + width, top + height))
+                image.save(folder / f"{name}_{index}.JPEG", quality=90)
+    for index, mode in enumerate(("L", "CMYK", "RGBA", "P")):
+        path = root / "train" / "n02" / f"n02_{index}.JPEG"
+        kind = "JPEG" if mode in ("L", "CMYK") else "PNG"  # ImageNet, too, has a PNG whose name ends in JPEG.
+        Image.open(path).convert(mode).save(path, kind)
+    return root
+
+
+def truncate(path: Path) -> None:
+    """Cut the last 400 bytes off a file, so that its image is damaged."""
+    path.write_bytes(path.read_bytes()[:-400])

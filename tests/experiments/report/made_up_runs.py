@@ -1,0 +1,53 @@
+"""Table files of a test, and records of runs that were never trained."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rst.experiments.runs.record import SUMMARY_KEYS, Record
+from rst.experiments.tables import table_file
+from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+
+
+@contextmanager
+def table_files(folder: Path, files: Mapping[str, str]) -> Iterator[None]:
+    """A context in which these files, texts by name, take the place of the project's table files."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_file, "TABLES", folder)
+        yield
+
+
+def moved(table: Table, runs: Path) -> Table:
+    """The table, with its records in the folder ``runs``."""
+    cells = []
+    for cell in table.cells:
+        own = [PlannedRun(run.spec, Record(runs / run.record.id)) for run in cell.runs]
+        cells.append(replace(cell, spec=cell.spec.changed(paths={"runs": str(runs)}), runs=own))
+    return replace(table, cells=cells)
+
+
+def finish(run: PlannedRun, **came_out: float) -> None:
+    """Write the record of a run that has ended with these values in its summary; all other values are 1."""
+    with run.record.training(run.spec):
+        run.record.finish(dict.fromkeys(SUMMARY_KEYS, 1) | {"seed": run.spec.seed} | came_out)
+
+
+def finished(table: Table, runs: int | None = None) -> Table:
+    """The table, with records of its first ``runs`` runs: all errors differ, and sharper runs take longer.
+
+    A run of wrn10_1 takes 60 (1 + p²) + seed seconds, of any other network 240 (1 + p²) + seed.
+    """
+    for i, run in enumerate(table.runs[:runs]):
+        seconds = (60 if run.spec.network == "wrn10_1" else 240) * (1 + run.spec.mean_p**2) + run.spec.seed
+        finish(run, test_error=5 + 0.1 * i, train_seconds=seconds)
+    return table
+
+
+def values(cell: Cell, key: str = "test_error") -> list[float]:
+    """A value of the summaries of the cell's runs, all of which are done."""
+    return [run.record.summary[key] for run in cell.runs]

@@ -1,0 +1,229 @@
+"""The page has every table and figure, links to the records, and loads nothing from elsewhere."""
+
+import base64
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from made_up_runs import finished, table_files
+
+from rst.experiments.errors import InputError
+from rst.experiments.report import page
+from rst.experiments.report.tables import readable
+from rst.experiments.tables.expansion import Table, load_table
+
+FILES = {
+    "table01": """
+        title: SGD & <em>SAM</em>
+        paper: table01
+        datasets: {Cifar10: [dataset=cifar10], Cifar100: [dataset=cifar100]}
+        networks: {ResNet18: [model=resnet18]}
+        rows: {SGD: [scheme=sgd], SAM: [scheme=sam], RST <b id=x>: {overrides: [scheme=rst], not_in_paper: true}}
+        """,
+    "figure02": """
+        title: Constant schedules
+        draw: error_over_cost
+        overrides: [model=wrn10_1]
+        rows: {SGD: [scheme=sgd], SAM: [scheme=sam]}
+        groups: {constant: {rows: {"RST[p = <p>]": {overrides: [scheme=rst, "schedule.p=<p>"], grid: {p: [0.2, 0.8]}}}}}
+        """,
+    "table11": """
+        title: Not trained yet
+        rows: {SGD: [scheme=sgd, model=vgg16_bn], SAM: [scheme=sam, model=vgg16_bn]}
+        """,
+    "figure05": """
+        title: Linear schedules
+        draw: schedules
+        seeds: 0
+        metrics: []
+        groups: {linear: {rows: {"RST[m = <m>]": {overrides: [scheme=rst, schedule=linear], grid: {m: [0.2]}}}}}
+        """,
+}
+SMOKE = ("scale=smoke", "max_seeds=5")
+BANNER = "Not the paper’s setting"
+
+Load = Callable[..., list[Table]]
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, each with its attributes and its texts. Fails if a tag is not closed."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self._open: list[tuple[str, dict[str, str], list[str]]] = []
+        self.feed(file.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = (tag, {key: value or "" for key, value in attrs}, [])
+        assert len(element[1]) == len(attrs), f"an attribute of {tag} stands twice"
+        self.elements.append(element)
+        if tag not in self.VOID:
+            self._open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for *_, texts in self._open:
+            texts.append(data)
+
+    def texts(self, *tags: str, **attributes_of: str) -> list[str]:
+        """The text of every element of these tags and attributes, with single spaces."""
+        return [
+            " ".join("".join(texts).split())
+            for tag, attributes, texts in self.elements
+            if tag in tags and attributes_of.items() <= attributes.items()
+        ]
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] for _, attributes, _ in self.elements if attribute in attributes]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """The tables of FILES; all of them have their records in one folder."""
+    folder = tmp_path_factory.mktemp("page")
+
+    def load(*overrides: str, names: Sequence[str] = tuple(FILES)) -> list[Table]:
+        with table_files(folder, FILES):
+            return [load_table(name, [f"paths.runs={folder}/runs", *overrides]) for name in names]
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def tables(load: Load) -> list[Table]:
+    """Tables of five seeds: of the first, all of SGD and two of SAM are done; of the second all, of the third none."""
+    tables = load(*SMOKE)
+    finished(tables[0], runs=12), finished(tables[1])
+    for run, digest in zip(tables[0].runs, ["<a>", "<a>", "b", "<a>"], strict=False):
+        run.record.append_start({"device": "cpu", "data_digest": digest})
+    return tables
+
+
+@pytest.fixture(scope="module")
+def file(tables: list[Table]) -> Path:
+    return page.write(tables)
+
+
+@pytest.fixture(scope="module")
+def shown(file: Path) -> Page:
+    return Page(file)
+
+
+def test_the_page_is_written_into_the_folder_of_the_scale(file: Path, tables: list[Table]) -> None:
+    assert file == Path(tables[0].cells[0].spec.paths.runs).parent / "smoke-digits" / "report.html"
+
+
+def test_nothing_is_loaded_from_elsewhere(file: Path, shown: Page) -> None:
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, *_ in shown.elements}
+    assert all(source.startswith("data:") for source in shown.values("src"))
+    assert all(target.startswith(("#", "../runs/")) for target in shown.values("href"))
+    [style] = shown.texts("style")
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_links_lead_to_the_records_of_all_runs_that_are_done(file: Path, shown: Page, tables: list[Table]) -> None:
+    links = [file.parent / unquote(target) for target in shown.values("href") if not target.startswith("#")]
+    done = [run.record.folder for table in tables for cell in table.cells for run in cell.runs if run.record.done]
+    assert len(done) == 32
+    assert sorted(map(Path.resolve, links)) == sorted(map(Path.resolve, done))
+
+
+def test_every_table_has_a_section_with_a_link_in_the_contents(shown: Page, tables: list[Table]) -> None:
+    sections = [attributes["id"] for tag, attributes, _ in shown.elements if tag == "section"]
+    assert sections == [*FILES, "environment"]
+    assert [target for target in shown.values("href") if target.startswith("#")] == [f"#{name}" for name in sections]
+    assert shown.texts("h2")[1:3] == ["Table 1 SGD & <em>SAM</em>", "Figure 2 Constant schedules"]
+
+
+def test_a_table_shows_all_numbers_of_its_readable_form(shown: Page, tables: list[Table]) -> None:
+    cells = shown.texts("td")
+    for table in tables:
+        for text in readable(table).loc[:, "Scheme":].iloc[:, 1:].to_numpy().ravel():
+            number = re.sub(r"(?<!\S)-", "−", text.partition(" (n")[0])
+            assert number.startswith("n = ") or number in cells
+
+
+def test_each_number_has_a_header_of_its_row_and_of_its_column(shown: Page) -> None:
+    assert set(shown.values("scope")) == {"row", "col", "rowgroup"}
+    assert shown.texts("th", scope="rowgroup") == ["Cifar10", "Cifar100"]
+    assert shown.texts("th", scope="row")[:3] == ["SGD", "SAM", "RST <b id=x> †"]
+
+
+def test_the_columns_of_the_paper_have_a_look_of_their_own(shown: Page, tables: list[Table]) -> None:
+    headers = [text for text in shown.texts("th", scope="col") if text.startswith("Paper")]
+    assert headers == shown.texts("th", **{"class": "theirs"}) == ["Paper [%]", "Paper time"]
+    assert shown.texts("td", **{"class": "theirs"})[0] == readable(tables[0])["Paper [%]"][0]
+
+
+def test_a_cell_that_lacks_runs_says_how_many_it_has(shown: Page) -> None:
+    assert shown.texts("td", **{"class": "n short"}) == ["2/5", "0/5", "0/5", "0/5", "0/5", "0/5"]
+
+
+def test_a_table_that_lacks_runs_says_how_to_get_them(shown: Page) -> None:
+    text = " ".join(shown.texts("p"))
+    assert "18 of 30 runs are missing. make table01 SCALE=smoke trains them" in text
+    assert "No runs yet. make table11 SCALE=smoke trains all 10" in text
+    assert "make figure02" not in text
+
+
+def test_the_figures_are_part_of_the_page_each_with_a_text_instead(shown: Page) -> None:
+    images = [attributes for tag, attributes, _ in shown.elements if tag == "img"]
+    assert [image["alt"].partition(",")[0] for image in images] == [
+        "Figure 2 Constant schedules",
+        "Figure 5 Linear schedules",
+    ]
+    for image in images:
+        head, _, data = image["src"].partition(",")
+        assert head == "data:image/svg+xml;base64"
+        assert b"<svg" in base64.b64decode(data)
+
+
+def test_the_page_says_on_what_its_runs_ran(shown: Page) -> None:
+    facts = shown.texts("dd")
+    assert facts[0].startswith("32 of 60 done")
+    assert facts[-2:] == ["<a> (3)", "b (1)"]
+
+
+def test_a_page_of_another_scale_than_the_papers_says_so(load: Load, shown: Page) -> None:
+    assert BANNER in shown.texts("p", role="note")[0]
+    assert shown.texts("title") == ["RST, results at scale smoke"]
+    at_paper_scale = Page(page.write(load(names=["table01"])))
+    assert at_paper_scale.texts("p", role="note") == []
+    stand_ins = Page(page.write(load("dataset.source=digits", names=["table01"])))
+    assert BANNER in stand_ins.texts("p", role="note")[0]
+
+
+def test_results_of_two_scales_share_no_page(load: Load) -> None:
+    with pytest.raises(InputError, match=r"table01 in .*smoke-digits and table11 in .*: write a page for each"):
+        page.write([*load(*SMOKE, names=["table01"]), *load(names=["table11"])])
+
+
+def test_markup_in_a_table_file_is_text_on_the_page(file: Path, shown: Page) -> None:
+    assert not {"em", "b", "a>"} & {tag for tag, *_ in shown.elements}
+    assert "&lt;b id=x&gt;" in file.read_text(encoding="utf-8")
+
+
+def test_ids_are_unique_and_headings_are_in_order(shown: Page) -> None:
+    names = shown.values("id")
+    assert len(names) == len(set(names))
+    assert set(shown.values("aria-labelledby")) <= set(names)
+    headings = [tag for tag, *_ in shown.elements if tag in ("h1", "h2", "h3")]
+    assert headings == ["h1"] + ["h2"] * (len(FILES) + 2)
+
+
+def test_equal_records_give_an_equal_page(file: Path, tables: list[Table]) -> None:
+    before = file.read_bytes()
+    page.write([dataclasses.replace(table) for table in tables])
+    assert file.read_bytes() == before

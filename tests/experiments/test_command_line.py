@@ -1,0 +1,133 @@
+"""The command line ``python train.py`` as a user meets it: what it prints and writes, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from rst.experiments.data.cifar_files import KNOWN
+from rst.experiments.runs.record import Record
+
+
+def run(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """``python train.py`` with these arguments, in this folder."""
+    environment = {key: value for key, value in os.environ.items() if key != "RST_DATA"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def summaries(runs: Path) -> dict[str, dict[str, float]]:
+    """The summary of every run that is done, by its id."""
+    return {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/summary.json")}
+
+
+def complaints(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """The sentences of ``train.py`` on stderr, without the progress bars."""
+    return [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+
+
+def test_the_config_that_is_printed_has_the_values_of_the_papers_table_16(tmp_path: Path) -> None:
+    result = run(["model=wrn28_10", "scheme=grst", "--cfg", "job"], tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    config = yaml.safe_load(result.stdout)
+    expected = {
+        "augmentation": {"flip": True, "crop_padding": 4, "cutout": 0, "mixup_alpha": 0.0},
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
+        "model": {"depth": 28, "widen_factor": 10},
+        "schedule": {"p": 0.5},
+        "scheme": {"gamma_ratio": "auto"},
+        "variant": {"name": "sam", "rho": "${recipe.rho}"},
+    }
+    expected["recipe"] = {"epochs": 200, "batch_size": 256, "perturbation_batch": 64, "clip_norm": 5.0}
+    expected["recipe"] |= {"rho": 0.1, "warmup_epochs": 0, "l2": 1e-3}
+    for group, values in expected.items():
+        assert {key: config[group][key] for key in values} == values
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ a sweep
+
+
+def test_a_sweep_writes_a_record_of_every_combination_below_the_folder_it_runs_in(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    result = run(["-m", "scheme=sgd,sam", "seed=0,1", *overrides, "paths.runs=my/runs"], folder)
+    assert result.returncode == 0, result.stderr
+    records = summaries(folder / "my" / "runs")
+    found = sorted((summary["seed"], summary["extra_propagations_realised"]) for summary in records.values())
+    assert found == [(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0)]
+    assert all(f"Record: my/runs/{record}" in result.stdout for record in records)
+    assert [path.name for path in folder.iterdir()] == ["my"]
+
+
+def test_a_sweep_goes_on_after_runs_that_fail_and_names_them(tmp_path: Path, overrides: list[str]) -> None:
+    result = run(["-m", "optimizer.lr=-1,1e30,0.1", *overrides], tmp_path)
+    assert result.returncode == 1
+    assert len(summaries(tmp_path / "runs")) == 1
+    refused, diverged = complaints(result)
+    assert "optimizer.lr=-1" in refused
+    assert "diverged" in diverged
+    assert "1e+30" in diverged
+    assert "Traceback" not in result.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_answered_by_one_sentence_and_exit_status_1_and_nothing_is_written(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    parquet = tmp_path / "data" / "cifar10" / "train-00000-of-00001.parquet"
+    parquet.parent.mkdir(parents=True)
+    parquet.write_bytes(b"PAR1 and then nonsense")
+    (parquet.parent / "test-00000-of-00001.parquet").write_bytes(b"PAR1 and then nonsense")
+    (tmp_path / "file").touch()
+    runs = f"paths.runs={tmp_path / 'file' / 'runs'}"
+    words_of_command = {
+        "scheme=asam": ["scheme=asam", "gnr, grst, rst, sam, sgd"],
+        "schedule.p=1.5": ["schedule: p", "1.5", "[0, 1]"],
+        "scheme=sam schedule=constant": ["scheme=sam", "constant(p=0.5)", "leave the schedule out"],
+        "device=tpu": ["device=tpu", "device=cpu"],
+        f"dataset=cifar10 dataset.root={tmp_path / 'none'}": [
+            "dataset.root=",
+            str(tmp_path / "none"),
+            "write the folder",
+        ],
+        f"dataset=cifar10 dataset.root={tmp_path / 'data'}": [str(parquet), "copy or download it again"],
+        runs: [runs, "write paths.runs=<folder>"],
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda command: run([*overrides, *command.split()], tmp_path), words_of_command))
+    for (command, words), result in zip(words_of_command.items(), results, strict=True):
+        assert (command, result.returncode, result.stdout) == (command, 1, "")
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith("train.py: ")
+        assert [word for word in words if word not in result.stderr] == []
+    assert not (tmp_path / "runs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- real data
+
+
+@pytest.mark.slow
+def test_a_small_network_learns_from_real_cifar10(tmp_path: Path, real_data: Path) -> None:
+    paths = [f"paths.{key}={tmp_path / key}" for key in ("cache", "runs")]
+    data = [f"dataset.root={real_data}", "dataset.source=auto", "dataset.train_images=1024", "dataset.test_images=500"]
+    small = ["dataset=cifar10", "model=resnet18", "scheme=grst", "scale=smoke", "recipe.epochs=4"]
+    result = run([*small, *data, *paths], tmp_path)
+    assert result.returncode == 0, result.stderr
+    ((run_id, summary),) = summaries(tmp_path / "runs").items()
+    assert summary["test_error"] < 75  # guessing has 90
+    assert Record(tmp_path / "runs" / run_id).environment["data_digest"] == KNOWN["cifar10"].digest

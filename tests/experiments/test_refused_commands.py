@@ -1,0 +1,226 @@
+"""What is refused before any work: in one sentence, which names key, value and fix."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rst.experiments.compose import CONFIGS, builder_of, compose, validated
+from rst.experiments.errors import InputError
+from rst.experiments.spec import RunSpec
+from rst.experiments.training import train
+
+
+def sentence(action: Callable[[], Any]) -> str:
+    """What the action is refused with: one sentence on one line."""
+    with pytest.raises(InputError) as refusal:
+        action()
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+    return message
+
+
+# A command, and what the sentence must say: key, value and fix.
+REFUSED_AT_ONCE = [
+    # choices that are not there: the sentence lists all that are
+    ("scheme=asam", "scheme=asam", "gnr, grst, rst, sam, sgd"),
+    ("model=resnet19", "model=resnet19", "resnet18"),
+    ("schedule=cosine", "schedule=cosine", "cosine_down, cosine_up"),
+    ("dataset=mnist", "dataset=mnist", "cifar10, cifar100, digits, imagenet"),
+    ("augmentation=mixcut", "augmentation=mixcut", "basic, cutout, mixup, none"),
+    ("recipe=table16", "recipe=table16", "cifar"),
+    ("scale=tiny", "scale=tiny", "paper, smoke"),
+    ("scale=cpu dataset=imagenet model=resnet50", "scale=cpu", "imagenet", "only cifar10, cifar100"),
+    # misspelt keys: the sentence says what was meant
+    ("recipe.epoch=3", "recipe.epoch", "did you mean recipe.epochs?"),
+    ("recipe.btach_size=3", "recipe.btach_size", "did you mean recipe.batch_size?"),
+    ("variant.roh=0.2", "variant.roh", "did you mean variant.rho?"),
+    ("optimiser.lr=0.2", "optimiser.lr", "did you mean optimizer.lr?"),
+    ("schedule.q=0.2", "schedule.q", "--cfg job"),
+    # keys that are added with a plus, but that nothing reads
+    ("+recipe.foo=1", "there is no key recipe.foo", "did you mean recipe."),
+    ("+recipe.batchsize=64", "there is no key recipe.batchsize", "did you mean recipe.batch_size?"),
+    ("+sed=1", "there is no key sed", "did you mean seed?"),
+    ("+foo=1", "there is no key foo", "--cfg job"),
+    ("+schedule.foo=1", "schedule.foo is not an option of constant", "leave it out"),
+    ("+variant.foo=1", "variant.foo is not an option of SAM", "leave it out"),
+    # keys that are taken away
+    ("~optimizer.lr", "optimizer.lr is missing", "write optimizer.lr=<value>"),
+    # code that a command names
+    ("model._target_=torch.nn.Linear", "model._target_=torch.nn.Linear", "configs/model/resnet18.yaml", "model=<"),
+    ("optimizer._target_=os.system", "optimizer._target_=os.system", "configs/optimizer/sgd.yaml", "optimizer=<"),
+    ("+schedule._target_=os.system", "schedule._target_ is not an option of constant", "leave it out"),
+    ("+model.foo={_target_:os.system}", "model.foo=", "os.system", "write a number, a text, true, false or a list"),
+    # values out of range
+    ("schedule.p=1.5", "schedule: p", "1.5", "[0, 1]"),
+    ("schedule.p=-0.1", "schedule: p", "-0.1", "[0, 1]"),
+    ("schedule=piecewise schedule.b=2", "schedule: b", "2", "[0, 1]"),
+    ("schedule=periodic schedule.k=0", "schedule: k", "0", "an integer >= 1"),
+    ("variant.rho=-1", "variant.rho=-1", "a number from 0"),
+    ("variant.rho=inf", "variant.rho=inf", "a number from 0"),
+    ("scheme.gamma_ratio=-2", "scheme.gamma_ratio=-2", "auto or a number from 0"),
+    ("recipe.epochs=0", "recipe.epochs=0", "an integer from 1"),
+    ("recipe.batch_size=-4", "recipe.batch_size=-4", "an integer from 1"),
+    ("recipe.clip_norm=-1", "recipe.clip_norm=-1", "null or a number from 0"),
+    ("optimizer.lr=nan", "optimizer.lr=nan", "a number from 0"),
+    ("dataset.label_noise=2", "dataset.label_noise=2", "from 0 to 1"),
+    ("dataset.image_size=0", "dataset.image_size=0", "an integer from 1"),
+    ("dataset.num_classes=0", "dataset.num_classes=0", "an integer from"),
+    ("dataset.source=web", "dataset.source=web", "auto, parquet, torchvision, digits"),
+    ("dataset.std=[0.3,0,0.3]", "dataset.std=[0.3, 0, 0.3]", "numbers above 0"),
+    ("evaluate_every=0", "evaluate_every=0", "an integer from 1"),
+    ("seed=-1", "seed=-1", "an integer from 0"),
+    ("devices=0", "devices=0", "an integer from 1"),
+    ("autocast=float8", "autocast=float8", "null, bfloat16, float16"),
+    ("max_seeds=0", "max_seeds=0", "an integer from 1"),
+    ("wandb.mode=on", "wandb.mode=on", "online, offline, disabled"),
+    # values of another type
+    ("schedule.p=half", "schedule: p", "half", "[0, 1]"),
+    ("schedule.p=[0.1,0.2]", "schedule: p", "0.1, 0.2", "[0, 1]"),
+    ("recipe.epochs=two", "recipe.epochs=two", "an integer from 1"),
+    ("recipe.epochs=2.5", "recipe.epochs=2.5", "an integer from 1"),
+    ("recipe.epochs=[1,2]", "recipe.epochs=[1, 2]", "an integer from 1"),
+    ("recipe.batch_size=true", "recipe.batch_size=True", "an integer from 1"),
+    ("optimizer.lr=fast", "optimizer.lr=fast", "a number from 0"),
+    ("model=wrn28_10 model.depth=deep", "model.depth=deep", "an integer"),
+    ("model=vit_s model.dropout=[0.1]", "model.dropout=[0.1]", "a number"),
+    ("optimizer.momentum=high", "optimizer.momentum=high", "a number"),
+    ("scheme.gamma_ratio=big", "scheme.gamma_ratio=big", "auto or a number from 0"),
+    ("dataset.num_classes=ten", "dataset.num_classes=ten", "an integer from"),
+    ("channels_last=maybe", "channels_last=maybe", "true or false"),
+    ("tf32=yes", "tf32=yes", "true or false"),
+    ("paths.runs=null", "paths.runs=", "a text"),
+    # keys that contradict each other
+    ("scheme=sam schedule=constant", "scheme=sam", "constant(p=0.5)", "leave the schedule out"),
+    ("scheme=sgd schedule.p=0.5 schedule=constant", "scheme=sgd", "constant(p=0.5)", "leave the schedule out"),
+    ("scheme=sam scheme.gamma_ratio=2", "scheme.gamma_ratio=1, not 2", "scheme=gnr"),
+    ("scheme=rst scheme.gamma_ratio=2", "scheme.gamma_ratio=1, not 2", "scheme=grst"),
+    ("scheme=gnr scheme.gamma_ratio=auto", "scheme.gamma_ratio=auto", "give a number"),
+    ("scheme=grst schedule=never", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
+    ("scheme=grst schedule.p=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
+    ("scheme=grst schedule=tail schedule.fraction=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
+    ("recipe.batch_size=60000", "recipe.batch_size=60000", "50000", "a smaller batch"),
+    ("dataset.validation=49900", "recipe.batch_size=256", "100 training images", "a smaller batch"),
+    ("recipe.perturbation_batch=60", "recipe.perturbation_batch=60", "recipe.batch_size=256", "a divisor"),
+    ("recipe.perturbation_batch=512", "recipe.perturbation_batch=512", "recipe.batch_size=256", "a divisor"),
+    ("devices=3", "devices=3", "the 4 perturbations", "take devices=1 or 2 or 4, or a smaller recipe.perturbation_"),
+    ("devices=2 recipe.perturbation_batch=null", "devices=2", "the 1 perturbations", "take devices=1, or"),
+    ("recipe.warmup_epochs=201", "recipe.warmup_epochs=201", "recipe.epochs=200", "shorten the warm-up"),
+    ("model=vit_s recipe.epochs=30", "recipe.warmup_epochs=40", "recipe.epochs=30", "shorten the warm-up"),
+    ("dataset.channels=2", "dataset.channels=2", "dataset.mean"),
+    ("model.num_classes=7", "model.num_classes=7", "dataset.num_classes=10", "leave model.num_classes out"),
+    ("model=vgg16_bn model.blocks=[2,2]", "model.blocks=[2, 2]", "model.widths=[64, 128", "one width for each stage"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in REFUSED_AT_ONCE])
+def test_bad_config_is_refused_in_one_sentence_with_key_value_and_fix(command: str, words: list[str]) -> None:
+    message = sentence(lambda: compose(command.split()))
+    assert [word for word in words if word not in message] == []
+
+
+def test_folder_of_records_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    message = sentence(lambda: compose([f"paths.runs={tmp_path / 'runs'}"]))
+    assert message == f"paths.runs={tmp_path / 'runs'} is a file: write paths.runs=<folder>."
+
+
+# As above, of what shows only when device, data, network and optimizer are built. {tmp} is an empty folder.
+REFUSED_AT_THE_START = [
+    ("device=tpu", "device=tpu", "device=cpu"),
+    ("device=cuda:99", "device=cuda:99", "device=cpu"),
+    ("dataset.train_images=5000", "dataset.train_images=5000", "1000", "write 1 to 1000"),
+    ("dataset.test_images=5000", "dataset.test_images=5000", "797", "write 1 to 797"),
+    ("dataset.num_classes=5", "dataset.num_classes=5", "label"),
+    ("dataset.digest=0123", "dataset.digest=0123", "digits", "leave dataset.digest out"),
+    ("dataset=cifar10 dataset.root={tmp}/nowhere", "dataset.root={tmp}/nowhere", "write the folder"),
+    ("dataset=cifar10 dataset.root={tmp} dataset.source=parquet", "{tmp}/cifar10/*", "write dataset.root=<folder"),
+    ("augmentation.cutout=40", "augmentation.cutout=40", "0 (off) to 8"),
+    ("augmentation.crop_padding=8", "augmentation.crop_padding=8", "0 to 7"),
+    ("model=vgg16_bn", "dataset.image_size", "at least 32", "8", "model=resnet18"),
+    ("model=resnet50", "dataset.image_size", "at least 64", "8", "model=resnet18"),
+    ("model=vit_ti dataset.image_size=30", "model.patch_size=4", "dataset.image_size=30", "divides"),
+    ("model.depth=17", "model.depth", "17", "16, 22"),
+    ("model=pyramidnet164 model.depth=100", "model.depth", "100", "9n + 2"),
+    ("+model.foo=1", "'foo'"),
+    ("optimizer.momentum=0", "optimizer", "Nesterov momentum"),
+    ("+optimizer.foo=1", "optimizer: ", "'foo'"),
+    ("optimizer.name=lion", "there is no lion in configs/optimizer"),
+    ("paths.runs={tmp}/file/runs", "paths.runs={tmp}/file/runs", "cannot be written", "write paths.runs=<folder>"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in REFUSED_AT_THE_START])
+def test_bad_data_network_or_folder_is_refused_in_one_sentence_before_a_record_is_made(
+    command: str, words: list[str], config: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    spec = config(*command.format(tmp=tmp_path).split())
+    message = sentence(lambda: train(spec, show_progress=False))
+    assert [word for word in words if word.format(tmp=tmp_path) not in message] == []
+    assert not Path(spec.paths.runs).exists()
+
+
+def test_damaged_parquet_file_is_refused_by_name(config: Callable[..., RunSpec], tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "cifar10" / "plain_text"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1 and then nonsense")
+    spec = config("dataset=cifar10", f"dataset.root={tmp_path / 'data'}")
+    message = sentence(lambda: train(spec, show_progress=False))
+    assert str(folder / "train-00000-of-00001.parquet") in message
+    assert "copy or download it again" in message
+    assert not Path(spec.paths.runs).exists()
+
+
+# ------------------------------------------------------------------------------ code that a config from elsewhere names
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule", "variant"])
+@pytest.mark.parametrize(
+    "option", [{"_target_": "os.system"}, [{"_target_": "os.system"}], [[{"_target_": "os.system"}]]], ids=str
+)
+def test_saved_config_with_code_in_an_option_is_refused_and_the_code_is_not_called(
+    group: str, option: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "system", lambda *arguments: pytest.fail("the code was called"))
+    plain = compose(["scheme=rst"]).dump()
+    plain[group]["option"] = option
+    message = sentence(lambda: validated(yaml.safe_load(yaml.safe_dump(plain))))
+    assert message.startswith(f"{group}.option=")
+    assert "write a number, a text, true, false or a list" in message
+
+
+@pytest.mark.parametrize(
+    ("group", "key"), [("model", "network"), ("optimizer", "optimizer.name"), ("schedule", "schedule.name")]
+)
+@pytest.mark.parametrize("name", ["os.system", "../../../tmp/mine", "torch.hub.load"])
+def test_name_in_a_saved_config_is_looked_up_in_the_configs_of_this_project_alone(
+    group: str, key: str, name: str, config: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "system", lambda *arguments: pytest.fail("the code was called"))
+    plain = config().dump()
+    (plain if group == "model" else plain[group])["network" if group == "model" else "name"] = name
+    message = sentence(lambda: train(validated(plain), show_progress=False))
+    assert name in message
+    assert not Path(plain["paths"]["runs"]).exists()
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer"])
+def test_name_that_leads_out_of_the_configs_is_refused_though_its_file_exists(group: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("_target_: os.system")
+    name = os.path.relpath(tmp_path / "mine", CONFIGS / group)
+    message = sentence(lambda: builder_of(group, name))
+    assert message == f"there is no {name} in configs/{group}: copy its file there."
+
+
+def test_target_in_a_saved_config_builds_nothing(config: Callable[..., RunSpec]) -> None:
+    """A text among the options of a network is no more than an argument, which the network does not know."""
+    plain = config().dump()
+    plain["model"]["_target_"] = "os.system"
+    message = sentence(lambda: train(validated(plain), show_progress=False))
+    assert "_target_" in message
