@@ -2,21 +2,26 @@ PYTHON ?= python3
 SCALE ?= paper
 DATA ?=
 WORKERS ?=
+YES ?=
 BIN := .venv/bin
 READY := .venv/.ready
+MAKEFLAGS += --no-builtin-rules
 
-SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data=$(DATA)')
-SWEEP = $(BIN)/python scripts/sweep.py $(if $(WORKERS),--workers $(WORKERS))
-REPORT = $(BIN)/python scripts/report.py
-# What there is gets written even where runs have failed (exit status 1); not after Ctrl-C.
-TRAIN_AND_WRITE = @$(SWEEP) $@ $(SETTINGS); status=$$?; [ $$status -le 1 ] || exit $$status; \
-	$(REPORT) $@ $(SETTINGS) && exit $$status
+# A variable in small letters would have no effect, and a small scale that is asked for so would be the paper's.
+given = $(findstring command,$(origin $(1)))
+$(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
+	$(error write $(lastword $(subst :, ,$(name)))= in capital letters, as in make table03 SCALE=smoke)))
+
+SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data="$(DATA)"')
+SWEEP = $(BIN)/python scripts/sweep.py --report $(if $(WORKERS),--workers $(WORKERS)) $(if $(YES),--yes)
+TRAIN_AND_WRITE = @$(SWEEP) $@ $(SETTINGS)
+NAMES = $(basename $(notdir $(wildcard configs/tables/*.yaml)))
 
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -hE '^[a-z][a-z0-9_%-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo 'SCALE=paper, cpu or smoke; WORKERS=runs at a time (GPUs, or cores); DATA=folder with the images'
+	@sed -E 's/^\$$\(filter .*\)\): //' $(MAKEFILE_LIST) | grep -E '^[a-z][a-z0-9_%-]*:.*##' | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo 'SCALE=paper, cpu or smoke; WORKERS=runs at a time (GPUs, or cores); DATA=folder with the images; YES=1 to start what takes days'
 
 setup: $(READY)  ## Make .venv with the project in it; the other targets do this by themselves
 
@@ -26,13 +31,13 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## SGD, SAM, RST and G-RST on handwritten digits with wrong labels: table and figure in minutes
-	$(SWEEP) demo
-	$(REPORT) demo
+	$(if $(filter-out paper,$(SCALE))$(DATA),$(error the demo has one scale and its own images: leave SCALE and DATA out))
+	@$(SWEEP) demo
 
-table%: $(READY) FORCE  ## A table of the paper, as in make table03 SCALE=smoke: train the runs that are missing, then write it
+$(filter table%,$(NAMES)): table%: $(READY) FORCE  ## A table of the paper, as in make table03 SCALE=smoke: train the runs that are missing, then write it
 	$(TRAIN_AND_WRITE)
 
-figure%: $(READY) FORCE  ## A figure of the paper
+$(filter figure%,$(NAMES)): figure%: $(READY) FORCE  ## A figure of the paper
 	$(TRAIN_AND_WRITE)
 
 tables: $(READY)  ## All tables, in one sweep
@@ -42,7 +47,7 @@ figures: $(READY)  ## All figures, in one sweep
 	$(TRAIN_AND_WRITE)
 
 report: $(READY)  ## All tables and figures from the runs that are done, and a page of them
-	$(REPORT) --page $(SETTINGS)
+	@$(BIN)/python scripts/report.py --page $(SETTINGS)
 
 test: $(READY)  ## The tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) -m 'not slow and not faults and not slurm'
@@ -65,5 +70,11 @@ bench: $(READY)  ## Cost of a sharp step and of the variants, time over p, speed
 	$(BIN)/python scripts/bench.py
 
 FORCE:
+
+.DEFAULT:
+	@$(PYTHON) -c 'import difflib, re, sys; target, *known = sys.argv[1:]; \
+	near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$$", r"0\1", target), known, 1, 0.8); \
+	sys.exit(f"there is no target {target}: " + (f"did you mean {near[0]}?" if near else "make help lists all."))' \
+	$@ $(NAMES) demo tables figures report test test-slow test-faults test-slurm lint bench setup help
 
 .PHONY: help setup demo tables figures report test test-slow test-faults test-slurm lint bench FORCE

@@ -9,21 +9,25 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rst.experiments.compose import sentence_of, spec_of
+from rst.experiments.compose import refuse_without_effect, sentence_of, spec_of
+from rst.experiments.devices import is_rank
 from rst.experiments.errors import InputError
 from rst.experiments.spec import RunSpec
 
-FIRST = os.environ.get("RANK", "0") == "0"
+FIRST = not is_rank() or os.environ["RANK"] == "0"
 """Of the ranks that torchrun starts, this one prints the result."""
-FIRST_OF_HOST = os.environ.get("LOCAL_RANK", "0") == "0"
+FIRST_OF_HOST = not is_rank() or os.environ["LOCAL_RANK"] == "0"
 """Of the ranks of one host, this one says what is wrong with the command."""
 
 failures: list[str] = []
@@ -34,7 +38,9 @@ warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {m
 def main(composed: DictConfig) -> None:
     """Do one run. If it fails, its sentence is kept, and the next run of a sweep begins."""
     try:
-        spec = spec_of(composed)
+        spec = spec_of(composed, task_overrides())
+        if not in_sweep():
+            refuse_without_effect(spec, task_overrides())
     except InputError as error:
         fail(error, FIRST_OF_HOST)
         return
@@ -48,9 +54,13 @@ def main(composed: DictConfig) -> None:
 
 def fail(error: InputError, speaks: bool) -> None:
     """Keep the sentence of a run that failed; an empty one where another rank says it."""
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    sentence = " ".join([*task_overrides(), "->"] * sweep + [str(error)])
+    sentence = " ".join([*task_overrides(), "->"] * in_sweep() + [str(error)])
     failures.append(sentence if speaks else "")
+
+
+def in_sweep() -> bool:
+    """Whether the command has -m, and so several runs."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def task_overrides() -> list[str]:
@@ -60,12 +70,16 @@ def task_overrides() -> list[str]:
 
 def result(spec: RunSpec) -> str:
     """Do what the spec asks for; the line that says what came out, and where it is."""
+    from rst.experiments.runs.record import open_record
     from rst.experiments.training import Interrupted, score, train  # Bad input is answered before libraries load.
 
     if spec.evaluate is not None:
         scores = score(spec, task_overrides())
         units = {name: " %" if name.endswith("error") else "" for name in scores}
         return f"{spec.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
+    known = "" if spec.force or not open_record(spec).done else " was done before, and force=true trains it anew"
+    if FIRST and not known:
+        advise(spec)
     try:
         record = train(spec)
     except Interrupted as stop:
@@ -75,14 +89,49 @@ def result(spec: RunSpec) -> str:
     if not FIRST:
         return ""
     summary = record.summary
+    swept = " ".join(task_overrides()) + " -> " if in_sweep() else ""
+    where = [f"scale={spec.scale}"] * (spec.scale != "paper") + [f"digits as {spec.dataset.name}"] * spec.stands_in
+    what = f" ({', '.join(where)})" if where else ""
     return (
-        f"{record.id}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs and "
-        f"{summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes a "
-        f"step (expected {summary['extra_propagations_expected']:.3f}). Record: {record.folder}"
+        f"{swept}{record.id}{known}{what}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs "
+        f"and {summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes "
+        f"a step (expected {summary['extra_propagations_expected']:.3f}). Record: {record.folder}"
     )
 
 
+@contextmanager
+def without_hydra() -> Iterator[None]:
+    """Inside, other configs than that of this command can be composed, which Hydra refuses in its own main function."""
+    own = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = own
+
+
+def advise(spec: RunSpec) -> None:
+    """Say what a run will take where it has no GPU and needs more than minutes, and what to write instead."""
+    from rst.experiments.devices import torch_device
+    from rst.experiments.tables.estimate import speed
+
+    if spec.scale != "paper" or torch_device(spec.device).type != "cpu":
+        return
+    with without_hydra():
+        found = speed(spec)
+    hours = spec.expected_passes * found.seconds / 3600 if found else 0.0
+    if found and hours > 0.1:
+        longer = "" if found.device == "cpu" else ", and far longer on the CPU that it has here"
+        print(
+            f"train.py: this run takes about {hours:,.2g} hours on {found.device}{longer}; "
+            "write scale=cpu for a small version of it, or scale=smoke for one of seconds.",
+            file=sys.stderr,
+        )
+
+
 if __name__ == "__main__":
+    if {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"} & {*sys.argv} and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # So that `train.py --help | head` ends without a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()

@@ -7,7 +7,7 @@ import sys
 from tqdm import tqdm
 
 from rst.experiments.errors import InputError, one_sentence
-from rst.experiments.report import figures, page, tables
+from rst.experiments.report.files import write
 from rst.experiments.tables.expansion import COLLECTIONS, load_tables
 
 
@@ -20,30 +20,25 @@ def main() -> int:
     parser.add_argument(
         "--page", action="store_true", help="also write one page with all of them (default: tables figures)"
     )
+    parser.add_argument("--prune", action="store_true", help="drop runs without a record from records.csv")
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.words if "=" in word]
     names = [word for word in arguments.words if "=" not in word] or [*COLLECTIONS] * arguments.page
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
     progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table", delay=1, leave=False)
-    files = []
     try:
         loaded = list(progress)
         if not loaded:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
-        for table in loaded:
-            figures.check(table)
-        for table in tqdm(loaded, desc="report", unit="table"):
-            files += tables.write(table)
-            files += figures.write(table) if table.draw != "table" else []
-        files += [page.write(loaded)] if arguments.page else []
+        files = write(loaded, arguments.page, arguments.prune)
     except (InputError, OSError) as error:
         progress.close()
         print(f"report.py: {one_sentence(error)}", file=sys.stderr)
         return 1
     if len(loaded) == 1:
         print(files[0].read_text(encoding="utf-8"))
-    print("Written:", *dict.fromkeys(files), sep="\n  ")
+    print("Written:", *files, sep="\n  ")
     return 0
 
 

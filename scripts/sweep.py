@@ -4,7 +4,9 @@ import argparse
 import signal
 import sys
 
-from rst.experiments.errors import InputError
+import torch
+
+from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.launch import local
 from rst.experiments.tables.expansion import Table, load_tables, runs_of
 from rst.experiments.training.signals import Interrupted
@@ -21,6 +23,8 @@ def main() -> int:
     parser.add_argument(
         "--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (docs/clusters.md)"
     )
+    parser.add_argument("--report", action="store_true", help="then write the tables and figures, as report.py does")
+    parser.add_argument("--yes", action="store_true", help="start also what takes days on this machine")
     arguments = parser.parse_intermixed_args()
     if arguments.launcher == "slurm" and arguments.workers is not None:
         parser.error("--workers is an option of the local launcher: write slurm.array_parallelism=N.")
@@ -38,7 +42,7 @@ def main() -> int:
             return show_plan(tables)
         if arguments.launcher == "slurm":
             return queue(tables)
-        failures = local.run(runs_of(tables), arguments.workers)
+        failures = train(tables, arguments.workers, arguments.yes)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
@@ -48,7 +52,40 @@ def main() -> int:
     for failure in failures:
         print(f"sweep.py: {failure}", file=sys.stderr)
     print(f"{', '.join(names)}: records in {folder_of_records(tables)}")
+    if arguments.report and not report(tables):
+        return 1
     return 1 if failures else 0
+
+
+def train(tables: list[Table], workers: int | None, yes: bool) -> list[str]:
+    """Look at the images, say what the runs that are left will take, and train them; one sentence for each failure."""
+    from rst.experiments.tables.estimate import forecast
+
+    runs = runs_of(tables)
+    local.check(runs)
+    cost = forecast(runs, workers or local.default_workers(runs), torch.cuda.is_available())
+    print(cost.sentence, flush=True)
+    if cost.days and not yes:
+        raise InputError(
+            f"{cost.sentence.removesuffix('.')}: write --yes (with make: YES=1) to start all the same, or take "
+            "scale=cpu or scale=smoke (with make: SCALE=cpu or SCALE=smoke)."
+        )
+    return local.run(runs, workers)
+
+
+def report(tables: list[Table]) -> bool:
+    """Write the tables and figures, whatever runs they lack; whether that went well."""
+    from rst.experiments.report.files import write  # a sweep without a report needs neither pandas nor matplotlib
+
+    try:
+        files = write(tables)
+    except (InputError, OSError) as error:
+        print(f"sweep.py: {one_sentence(error)}", file=sys.stderr)
+        return False
+    if len(tables) == 1:
+        print(files[0].read_text(encoding="utf-8"))
+    print("Written:", *files, sep="\n  ")
+    return True
 
 
 def show_plan(tables: list[Table]) -> int:

@@ -38,7 +38,7 @@ def overrides(tmp_path: Path) -> list[str]:
         *("dataset=digits", "model=wrn10_1", "device=cpu", "wandb.mode=disabled"),
         *(f"dataset.{key}={value}" for key, value in small.items()),
         *(f"recipe.{key}={value}" for key, value in recipe.items()),
-        *(f"paths.{key}={tmp_path / key}" for key in ("data", "cache", "runs")),
+        *(f"paths.{key}={tmp_path / key}" for key in ("cache", "runs")),
     ]
 
 

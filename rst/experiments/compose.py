@@ -1,6 +1,7 @@
 """From a command line, or from the config of a record, to a `RunSpec`. No other room reads ``configs/``."""
 
 import difflib
+import getpass
 import os
 import re
 import tempfile
@@ -12,15 +13,17 @@ from typing import Any
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from rst.experiments.devices import is_rank
 from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.spec import RunSpec, steps_per_epoch
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIGS = PROJECT / "configs"
 
 
 def compose(overrides: Sequence[str]) -> RunSpec:
@@ -37,19 +40,19 @@ def compose(overrides: Sequence[str]) -> RunSpec:
         composed = _composed(tuple(text for text in overrides if text not in values)).copy()
         for override in OverridesParser.create().parse_overrides(values):
             OmegaConf.update(composed, override.key_or_group, override.value())
-        return spec_of(composed)
+        return spec_of(composed, overrides)
     except OmegaConfBaseException:
         pass
     except (HydraException, ValueError, KeyError, OSError) as error:
         raise InputError(sentence_of(error)) from error
     try:  # The same in Hydra's own way, whose errors name the key.
-        return spec_of(_composed(tuple(overrides)))
+        return spec_of(_composed(tuple(overrides)), overrides)
     except (HydraException, OmegaConfBaseException, ValueError, KeyError, OSError) as error:
         raise InputError(sentence_of(error)) from error
 
 
-def spec_of(composed: DictConfig) -> RunSpec:
-    """The spec of a config that Hydra has composed, with its interpolations resolved."""
+def spec_of(composed: DictConfig, overrides: Sequence[str]) -> RunSpec:
+    """The spec of a config that Hydra has composed from these overrides, with its interpolations resolved."""
     try:
         plain = {str(key): composed[key] for key in composed if key != "hydra"}
         for key, node in plain.items():
@@ -64,6 +67,7 @@ def spec_of(composed: DictConfig) -> RunSpec:
                 f"{group}._target_={target} is not that of configs/{group}/{name}.yaml: write a file of your own in "
                 f"configs/{group}, and choose it by {group}=<its name>."
             )
+    _use_named_images(plain["dataset"], overrides)
     spec = _with_digest(validated(plain))
     if os.path.isfile(spec.paths.runs):
         raise InputError(f"paths.runs={spec.paths.runs} is a file: write paths.runs=<folder>.")
@@ -100,6 +104,45 @@ def _with_digest(spec: RunSpec) -> RunSpec:
     return spec if digest is None else spec.changed(dataset={"digest": digest})
 
 
+def _use_named_images(dataset: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let images that the command names win over the digits of a small scale; refuse where they cannot be used."""
+    keys = [_key_of(override) for override in overrides]
+    named = next((key for key in ("dataset.root", "paths.data") if key in keys), None)
+    if named is None or dataset["source"] != "digits":
+        return
+    if dataset["name"] == "digits":
+        raise InputError(f"{named} has no effect on dataset=digits, whose images are embedded: leave {named} out.")
+    if "dataset.source" in keys:
+        raise InputError(f"{named} has no effect with dataset.source=digits: leave one of the two out.")
+    dataset["source"] = "auto"
+
+
+def refuse_without_effect(spec: RunSpec, overrides: Sequence[str]) -> None:
+    """Refuse an option of the method that the command of one run names, where the run does not use it.
+
+    This is not for a table or a sweep: their overrides are for all of their runs, of which some use an option.
+
+    Raises:
+        InputError: the run never takes a sharp step, or its sharp steps mix in no clean gradient (c = γ/ρ is 1).
+    """
+    if spec.mean_p == 0:
+        unused = r"variant(\..+)?|recipe\.rho|scheme\.(gamma_ratio|normalise_clean)"
+        reason = f"scheme={spec.scheme.name} on schedule {spec.p}, which takes no sharp step"
+        fix = "take scheme=sam, scheme=rst or scheme=grst"
+    elif spec.gamma_ratio == 1:
+        unused, fix = r"scheme\.normalise_clean", "take scheme=gnr or scheme=grst"
+        reason = f"scheme={spec.scheme.name} of c = 1, which mixes no clean gradient into a sharp step"
+    else:
+        return
+    for override in overrides:
+        if re.fullmatch(unused, _key_of(override)):
+            raise InputError(f"{override} has no effect with {reason}: leave it out, or {fix}.")
+
+
+def _key_of(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
 @cache
 def builder_of(group: str, name: str) -> str:
     """The import path of what builds a network or an optimizer: ``_target_`` in its file of ``configs/``.
@@ -130,12 +173,30 @@ def _steps(epochs: int, *, _root_: DictConfig) -> int:
     return epochs * steps_per_epoch(data.train_images, data.validation, _root_.recipe.batch_size)
 
 
+def _from_here(path: str) -> str:
+    """A path below the project's folder, as seen from the current folder, so that no record has an absolute path."""
+    return os.path.relpath(PROJECT / path)
+
+
+def _sweep_folder() -> str:
+    """A temporary folder of this user alone: that of another user could not be written to."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return os.path.join(tempfile.gettempdir(), f"rst-sweep-{user}")
+
+
+def _ranks() -> int:
+    return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+
+
 # Configs may say ${steps:E}, the number of steps in E epochs; ${ratio:A,B}, A / B; ${choose:KEY,{...}}, the value of a
-# key; and ${tempdir:}.
+# key; ${project:PATH}, a path in the project's folder; ${ranks:}, how many ranks torch's launcher has started; and
+# ${sweepdir:}, a temporary folder.
 OmegaConf.register_new_resolver("steps", _steps, replace=True)
 OmegaConf.register_new_resolver("ratio", lambda a, b: a / b, replace=True)
 OmegaConf.register_new_resolver("choose", lambda key, values: values[key], replace=True)
-OmegaConf.register_new_resolver("tempdir", tempfile.gettempdir, replace=True)
+OmegaConf.register_new_resolver("project", _from_here, replace=True)
+OmegaConf.register_new_resolver("ranks", _ranks, replace=True)
+OmegaConf.register_new_resolver("sweepdir", _sweep_folder, replace=True)
 
 
 # --------------------------------------------------------------------------------------------------- Hydra's errors
@@ -146,6 +207,9 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
+    if isinstance(error, OverrideParseException) and re.match(r"(paths\.\w+|dataset\.root|evaluate)=", error.override):
+        key, _, path = error.override.partition("=")
+        return f"""{error.override} has signs that Hydra reads only in quotes: write '{key}="{path}"'."""
     sentence = one_sentence(error)
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
     return _unknown_key(unknown[1]) if unknown else sentence

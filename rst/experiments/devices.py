@@ -1,11 +1,24 @@
-"""Which devices this machine has for a run."""
+"""What this machine has for a run: devices, cores and memory."""
 
+import ctypes
+import gc
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from rst.experiments.errors import InputError
 from rst.experiments.spec import RunSpec
+
+
+def is_rank() -> bool:
+    """Whether torch's launcher, ours or ``torchrun``, has made this process one of its ranks.
+
+    It sets all of these variables. Where some are missing, those that are set are left over from something else.
+    """
+    ranks = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    return ranks | {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def torch_device(name: str) -> torch.device:
@@ -29,7 +42,7 @@ def check_devices(spec: RunSpec) -> None:
     device = torch_device(spec.device)
     if spec.devices == 1:
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", spec.devices))
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if is_rank() else spec.devices
     if device.type == "cuda" and (device.index is not None or torch.cuda.device_count() < here):
         raise InputError(
             f"device={spec.device} is not {here} devices, of which there are {torch.cuda.device_count()} here: "
@@ -37,6 +50,34 @@ def check_devices(spec: RunSpec) -> None:
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"devices={spec.devices} of kind {device.type} cannot work together: take device=cpu.")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        gc.collect()
+        with suppress(OSError, AttributeError):  # What an earlier run has freed goes back to the system, if it can.
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory in use since `reset_peak_memory`, in bytes: allocated on CUDA, or resident of this process.
+
+    None where the system cannot tell it for a part of the life of a process, as on macOS.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        if not os.access("/proc/self/clear_refs", os.W_OK):
+            return None
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * int(status["VmHWM"].split()[0])
+    except (OSError, LookupError, ValueError):
+        return None
 
 
 def available_cores() -> int:

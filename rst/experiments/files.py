@@ -1,5 +1,6 @@
 """Files that are whole at every instant, also after a crash, a kill or a power cut."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def lacks_locks(error: Exception) -> bool:
+    """Whether the error of a lock says that its file system has no locks, as some network file systems have none."""
+    codes = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+    return isinstance(error, NotImplementedError) or (isinstance(error, OSError) and error.errno in codes)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """The groups of keys that a run has, each key with the values that it may have."""
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,6 +41,9 @@ Number = Annotated[_Number, Field(ge=0), wanted("a number from 0")]
 Share = Annotated[_Number, Field(ge=0, le=1), wanted("a number from 0 to 1")]
 Flag = Annotated[bool, Field(strict=True), wanted("true or false")]
 Text = Annotated[str, Field(strict=True, min_length=1), wanted("a text")]
+Folder = Annotated[
+    str, Field(strict=True, min_length=1), AfterValidator(os.path.expanduser), wanted("a text")
+]  # ~ is the home folder.
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), wanted("a list of integers from 1")]
 Means = Annotated[tuple[_Number, ...], Field(min_length=1), wanted("a list of numbers, one for each channel")]
 Deviations = Annotated[
@@ -79,7 +84,7 @@ class Dataset(Part):
 
     name: Literal["cifar10", "cifar100", "imagenet", "digits"]
     source: Literal["auto", "parquet", "torchvision", "digits"]
-    root: Text
+    root: Folder
     digest: OptionalText = None
     """The digest of the images where their folder is the user's own, so that the name does not say which they are."""
     num_classes: Classes
@@ -164,9 +169,9 @@ class VariantOptions(Named):
 class Paths(Part):
     """Where images are looked for, where decoded images are kept, and where records are written."""
 
-    data: Text
-    cache: Text
-    runs: Text
+    data: Folder
+    cache: Folder
+    runs: Folder
 
 
 class Wandb(Part):

@@ -73,6 +73,8 @@ class RunSpec(Part):
     compile: Flag
     deterministic: Flag
 
+    force: Flag = False
+    """Whether a run that is done, diverged or half done is trained anew; its record is kept under another name."""
     evaluate: OptionalText
     evaluate_every: Count
     paths: Paths

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from hydra import initialize_config_dir
 
+from rst.experiments.compose import compose
 from rst.experiments.data.cifar_files import KNOWN
 from rst.experiments.runs.record import Record
 
@@ -131,3 +135,53 @@ def test_a_small_network_learns_from_real_cifar10(tmp_path: Path, real_data: Pat
     ((run_id, summary),) = summaries(tmp_path / "runs").items()
     assert summary["test_error"] < 75  # guessing has 90
     assert Record(tmp_path / "runs" / run_id).environment["data_digest"] == KNOWN["cifar10"].digest
+
+
+# ------------------------------------------------------------------------------------------------- what a person sees
+
+QUICK = ["scale=smoke", "device=cpu", "wandb.mode=disabled", "recipe.epochs=1"]
+
+
+def test_the_result_says_at_which_scale_on_which_images_and_whether_it_was_there_before(tmp_path: Path) -> None:
+    command = [*QUICK, f"paths.runs={tmp_path / 'runs'}"]
+    first, second, anew = run(command, tmp_path), run(command, tmp_path), run([*command, "force=true"], tmp_path)
+    [name] = summaries(tmp_path / "runs").keys() - {path.name for path in (tmp_path / "runs").glob("*.old-1")}
+    where = "(scale=smoke, digits as cifar10): test error "
+    assert first.stdout.startswith(f"{name} {where}")
+    assert second.stdout.startswith(f"{name} was done before, and force=true trains it anew {where}")
+    assert anew.stdout.startswith(f"{name} {where}")
+    assert (tmp_path / "runs" / f"{name}.old-1" / "summary.json").exists()
+
+
+def test_each_result_of_a_sweep_names_its_overrides(tmp_path: Path) -> None:
+    result = run(["-m", *QUICK, "scheme=sgd,sam", f"paths.runs={tmp_path / 'runs'}"], tmp_path)
+    lines = [line for line in result.stdout.splitlines() if "test error" in line]
+    assert ["scheme=sgd" in lines[0].split(" -> ")[0], "scheme=sam" in lines[1].split(" -> ")[0]] == [True, True]
+
+
+def test_a_full_size_run_on_a_cpu_is_advised_to_be_smaller_and_a_small_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advise = runpy.run_path(str(ROOT / "train.py"), run_name="train")["advise"]
+    command = ["device=cpu", f"paths.runs={tmp_path}/runs"]
+    small = [compose([*command, "scale=smoke"]), compose([*command, "recipe.epochs=1", "dataset.train_images=512"])]
+    full = compose(command)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):  # as inside Hydra's main function
+        for spec in small:
+            advise(spec)
+        assert capsys.readouterr().err == ""
+        advise(full)
+    advice = capsys.readouterr().err
+    assert re.match(r"train.py: this run takes about 1.\d hours on A100, and far longer on the CPU that it has", advice)
+    assert "write scale=cpu" in advice
+    assert advice.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "script", ["train.py", *sorted(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py"))]
+)
+def test_help_that_is_cut_off_ends_quietly(script: str) -> None:
+    command = f"'{sys.executable}' '{ROOT / script}' --help | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rst.experiments.compose import CONFIGS, builder_of, compose, validated
+from rst.experiments.compose import CONFIGS, builder_of, compose, refuse_without_effect, validated
 from rst.experiments.errors import InputError
 from rst.experiments.spec import RunSpec
+from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
 
@@ -100,6 +101,10 @@ REFUSED_AT_ONCE = [
     ("scheme=sam scheme.gamma_ratio=2", "scheme.gamma_ratio=1, not 2", "scheme=gnr"),
     ("scheme=rst scheme.gamma_ratio=2", "scheme.gamma_ratio=1, not 2", "scheme=grst"),
     ("scheme=gnr scheme.gamma_ratio=auto", "scheme.gamma_ratio=auto", "give a number"),
+    ("dataset=digits dataset.root=x", "dataset.root has no effect on dataset=digits", "leave dataset.root out"),
+    ("dataset=digits paths.data=x", "paths.data has no effect on dataset=digits", "leave paths.data out"),
+    ("dataset.source=digits dataset.root=x", "dataset.root has no effect with dataset.source=digits", "leave one of"),
+    ("scale=smoke dataset.source=digits paths.data=x", "paths.data has no effect with dataset.source=digits", "leave"),
     ("scheme=grst schedule=never", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
     ("scheme=grst schedule.p=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
     ("scheme=grst schedule=tail schedule.fraction=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
@@ -121,6 +126,53 @@ REFUSED_AT_ONCE = [
 def test_bad_config_is_refused_in_one_sentence_with_key_value_and_fix(command: str, words: list[str]) -> None:
     message = sentence(lambda: compose(command.split()))
     assert [word for word in words if word not in message] == []
+
+
+WITHOUT_EFFECT = [
+    ("scheme=sgd variant=asam", "variant=asam has no effect", "scheme=sgd on schedule", "take scheme=sam"),
+    ("scheme=sgd variant.rho=0.2", "variant.rho=0.2 has no effect", "takes no sharp step", "leave it out"),
+    ("scheme=sgd recipe.rho=0.2", "recipe.rho=0.2 has no effect", "takes no sharp step", "leave it out"),
+    ("scheme=sgd scheme.gamma_ratio=2", "scheme.gamma_ratio=2 has no effect", "leave it out"),
+    ("scheme=sgd scheme.normalise_clean=true", "scheme.normalise_clean=true has no effect", "leave it out"),
+    ("scheme=rst schedule.p=0 variant=gsam", "variant=gsam has no effect", "scheme=rst on schedule constant(p=0"),
+    ("scheme=sgd variant=ssam_f ++variant.samples=3", "variant=ssam_f has no effect", "leave it out"),
+    ("scheme=sam scheme.normalise_clean=true", "scheme.normalise_clean=true has no effect", "c = 1", "scheme=grst"),
+    ("scheme=rst ++scheme.normalise_clean=true", "scheme.normalise_clean=true has no effect", "c = 1", "scheme=gnr"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in WITHOUT_EFFECT])
+def test_an_option_without_effect_in_the_command_of_a_run_is_refused(command: str, words: list[str]) -> None:
+    spec = compose(command.split())
+    message = sentence(lambda: refuse_without_effect(spec, command.split()))
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scheme=sgd",
+        "scheme=sgd recipe=single_gpu",
+        "scheme=sam variant=asam variant.rho=0.2",
+        "scheme=gnr scheme.gamma_ratio=0.5 scheme.normalise_clean=true recipe.perturbation_batch=null",
+        "scheme=rst schedule.p=0.1 recipe.rho=0.2",
+    ],
+)
+def test_an_option_with_an_effect_and_what_groups_set_is_taken(command: str) -> None:
+    refuse_without_effect(compose(command.split()), command.split())
+
+
+def test_overrides_of_a_table_are_for_all_of_its_rows_though_some_do_not_use_them() -> None:
+    table = load_table("table03", ["scale=smoke", "variant=asam", "variant.rho=0.2"])
+    assert {"sgd", "sam"} <= {cell.spec.scheme.name for cell in table.cells}
+
+
+@pytest.mark.parametrize("path", ["/ü/runs", "~/runs", "/a=b/runs", "/a(1)/runs"])
+@pytest.mark.parametrize("key", ["paths.runs", "dataset.root", "evaluate"])
+def test_a_path_that_needs_quotes_is_refused_with_the_quotes_to_write(key: str, path: str) -> None:
+    message = sentence(lambda: compose([f"{key}={path}"]))
+    assert message.startswith(f"{key}={path} has ")
+    assert message.endswith(f"""write '{key}="{path}"'.""")
 
 
 def test_folder_of_records_that_is_a_file_is_refused(tmp_path: Path) -> None:

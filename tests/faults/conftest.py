@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rst.experiments import compose
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
@@ -47,6 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(folder)
     patch.setattr(table_file, "TABLES", folder / "configs" / "tables")
+    patch.setattr(compose, "PROJECT", folder)
     patch.setenv("HYDRA_FULL_ERROR", "1")  # train.py sets this, and it would stay set after the test.
     patch.delenv("RST_DATA", raising=False)
     for proxy in ("http_proxy", "https_proxy"):

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from rst.experiments.data.splits import Dataset, Split
+from rst.experiments.files import lacks_locks
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def scratch_folder(cache: Path) -> Iterator[tuple[Path, bool]]:
     meanwhile. A process that waits says so on stderr.
 
     Raises:
-        ValueError: the cache cannot be written.
+        ValueError: the cache cannot be written, or its file system has no locks.
     """
     lock, waited = FileLock(cache / ".lock"), False
     try:
@@ -38,7 +39,7 @@ def scratch_folder(cache: Path) -> Iterator[tuple[Path, bool]]:
         for leftover in cache.glob(".tmp-*"):  # of a process that was killed
             shutil.rmtree(leftover)
         scratch = tempfile.TemporaryDirectory(dir=cache, prefix=".tmp-")
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         lock.release()
         raise unwritable(cache, error) from error
     try:
@@ -83,6 +84,11 @@ def write_cache(file: Path, dataset: Dataset, scratch: Path) -> None:
         raise unwritable(file.parent, error) from error
 
 
-def unwritable(cache: Path, error: OSError) -> ValueError:
-    """The error to raise where the cache is on a full or a read-only disk."""
-    return ValueError(f"The cache {cache} cannot be written ({error.strerror or error}): write paths.cache=<folder>.")
+def unwritable(cache: Path, error: OSError | NotImplementedError) -> ValueError:
+    """The error to raise where the cache is on a full or a read-only disk, or on a file system without locks."""
+    if lacks_locks(error):
+        return ValueError(
+            f"The cache {cache} is on a file system without locks: write paths.cache=<folder on another file system>."
+        )
+    reason = getattr(error, "strerror", None) or error
+    return ValueError(f"The cache {cache} cannot be written ({reason}): write paths.cache=<folder>.")

@@ -58,10 +58,18 @@ def find(known: KnownDataset, *, root: Path | None, source: str, scratch: Path) 
     """
     tried = []
     if root is not None:
-        if source in ("auto", "parquet") and (folder := find_parquet(root, known)):
-            return read_parquet(folder, known)
-        if source in ("auto", "torchvision") and (folder := find_torchvision(root, known)):
-            return read_torchvision(folder, known)
+        found: list[tuple[bool, Callable[[Path, KnownDataset], Dataset], Path]] = []
+        if source in ("auto", "parquet"):
+            found += [(has_all_parquet(folder), read_parquet, folder) for folder in parquet_folders(root, known)]
+        if source in ("auto", "torchvision"):
+            found += [
+                (has_all_batches(folder, known), read_torchvision, folder)
+                for folder in torchvision_folders(root, known)
+            ]
+        if found:
+            # The first folder that is complete; where none is, the first, whose reader says what it lacks.
+            _, read, folder = max(found, key=lambda place: place[0])
+            return read(folder, known)
         tried.append(f"not in {', '.join(str(root / pattern) for pattern in patterns(known.name))}")
         if other := [shard for folder in folders(root, known.name) for shard in shards(folder, "train")]:
             tried.append(f"{other[0]} does not have the columns img and {known.label_column}")
@@ -83,10 +91,15 @@ def patterns(name: str) -> tuple[str, ...]:
 
 
 def folders(root: Path, name: str) -> Iterator[Path]:
-    """The folders that match `patterns`, in their order."""
+    """The folders that match `patterns`, in their order, but for hidden ones."""
     yield root
     for pattern in patterns(name)[1:]:
-        yield from sorted(path for path in root.glob(pattern) if path.is_dir())
+        yield from sorted(path for path in root.glob(pattern) if path.is_dir() and not is_hidden(path, root))
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a name in the path below ``root`` begins with a dot, as in ``.cache`` and ``._train.parquet``."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def checked(train: Split, test: Split, *, known: KnownDataset, origin: Path) -> Dataset:
@@ -114,27 +127,44 @@ def checked(train: Split, test: Split, *, known: KnownDataset, origin: Path) -> 
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """The parquet files of the split ``train`` or ``test``, sorted by name."""
-    return sorted(folder.glob(f"*{split}*.parquet"))
+    """The parquet files of the split ``train`` or ``test`` that are not hidden, sorted by name."""
+    return sorted(file for file in folder.glob(f"*{split}*.parquet") if not is_hidden(file, folder))
 
 
-def find_parquet(root: Path, known: KnownDataset) -> Path | None:
-    """The first of `folders` with a parquet file that has the columns of this data set.
+def parquet_folders(root: Path, known: KnownDataset) -> list[Path]:
+    """Those of `folders` that have a parquet file with the columns of this data set, or one that cannot be read."""
 
-    A file whose columns cannot be read counts as well: `read_parquet` then raises an error that names it.
-    """
+    def of_this(shard: Path) -> bool:
+        columns = columns_of(shard)
+        return columns is None or {"img", known.label_column} <= columns
+
+    both = ("train", "test")
+    return [
+        folder
+        for folder in folders(root, known.name)
+        if any(of_this(shard) for split in both for shard in shards(folder, split))
+    ]
+
+
+def columns_of(shard: Path) -> set[str] | None:
+    """The columns of a parquet file; None where they cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for folder in folders(root, known.name):
-        for shard in shards(folder, "train") + shards(folder, "test"):
-            try:
-                columns = pq.read_schema(shard).names
-            except (pa.ArrowException, OSError):
-                return folder
-            if {"img", known.label_column} <= set(columns):
-                return folder
-    return None
+    try:
+        return set(pq.read_schema(shard).names)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def has_all_parquet(folder: Path) -> bool:
+    """Whether no parquet file is missing in the folder, and all can be opened."""
+    try:
+        for split in ("train", "test"):
+            refuse_gaps(folder, split, shards(folder, split))
+    except ValueError:
+        return False
+    return all(columns_of(shard) is not None for split in ("train", "test") for shard in shards(folder, split))
 
 
 def read_parquet(folder: Path, known: KnownDataset) -> Dataset:
@@ -217,15 +247,18 @@ def torchvision_reader(known: KnownDataset) -> Any:
     return getattr(datasets, known.name.upper())
 
 
-def find_torchvision(root: Path, known: KnownDataset) -> Path | None:
-    """The first of `folders` that contains torchvision's folder of batches; where it is that folder, its parent."""
+def torchvision_folders(root: Path, known: KnownDataset) -> list[Path]:
+    """Those of `folders` that contain torchvision's folder of batches, and the parents of those that are it."""
     base = torchvision_reader(known).base_folder
-    for folder in folders(root, known.name):
-        if folder.name == base:
-            return folder.parent
-        if (folder / base).is_dir():
-            return folder
-    return None
+    parents = (folder.parent if folder.name == base else folder for folder in folders(root, known.name))
+    return [parent for parent in parents if (parent / base).is_dir()]
+
+
+def has_all_batches(root: Path, known: KnownDataset) -> bool:
+    """Whether no file is missing in torchvision's folder of batches in ``root``."""
+    reader = torchvision_reader(known)
+    names = [name for name, _ in (*reader.train_list, *reader.test_list)] + [reader.meta["filename"]]
+    return all((root / reader.base_folder / name).is_file() for name in names)
 
 
 def read_torchvision(root: Path, known: KnownDataset) -> Dataset:

@@ -156,25 +156,34 @@ def lacking(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> tuple[list[str], Files]:
-    """The sorted classes of one split and its images, in the order that `ImageFolders` describes.
+    """The sorted classes of one split and its images, in the order that `ImageFolders` describes, but for hidden ones.
 
     Raises:
         FileNotFoundError: there are no class folders, or one has no images.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    if not any(entry.is_dir() for entry in os.scandir(folder)):
+    classes = class_folders(folder)
+    if not classes:
         raise FileNotFoundError(f"{folder} has no class folders: move each image to {folder}/<class>/.")
-    found = ImageFolder(folder, allow_empty=True)
-    counts = np.bincount(found.targets, minlength=len(found.classes)) if found.targets else [0]
+    labels_of = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(str(folder), labels_of, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples = [(os.fsencode(os.path.relpath(path, folder)), label) for path, label in found]
+    samples = [(name, label) for name, label in samples if not name.startswith(b".") and b"/." not in name]
+    names, labels = [name for name, _ in samples], torch.tensor([label for _, label in samples], dtype=torch.int64)
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
     if 0 in counts:
-        empty = folder / found.classes[list(counts).index(0)]
+        empty = folder / classes[counts.index(0)]
         raise FileNotFoundError(
             f"{empty} has no images: copy the folder of this class again, or delete it from train and val."
         )
-    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples]
     order = sorted(range(len(names)), key=lambda row: sha256(names[row]).digest())
-    return found.classes, Files(folder, np.array(names), torch.tensor(found.targets))[torch.tensor(order)]
+    return classes, Files(folder, np.array(names), labels)[torch.tensor(order)]
+
+
+def class_folders(split: Path) -> list[str]:
+    """The sorted names of the folders in ``split``, but for hidden ones, whose names begin with a dot."""
+    return sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
 
 
 # The digest for the id of a run ---------------------------------------------------------------------------------------
@@ -227,7 +236,7 @@ def modification_times(root: Path) -> dict[str, int]:
     def folders() -> Iterator[Path]:
         for split in (root / "train", root / "val"):
             yield split
-            yield from sorted(Path(entry) for entry in os.scandir(split) if entry.is_dir())
+            yield from (split / name for name in class_folders(split))
 
     return {os.path.relpath(folder, root): folder.stat().st_mtime_ns for folder in folders()}
 

@@ -32,7 +32,8 @@ def load(
         channels: channels of the images: those of the data set or, for digits, any.
         root: the user's folder of files. It is searched, never written to. Files are looked for in ``root``,
             ``root/*``, ``root/<name>/*``, ``root/*/<name>/*`` and, as in the cache of the Hugging Face hub,
-            ``root/datasets--*--<name>/snapshots/*/*``; the first of them that has files is read.
+            ``root/datasets--*--<name>/snapshots/*/*``; the first of them that has all files is read. Hidden
+            folders and files, whose names begin with a dot, are left out.
         source: which files may be read.
 
             - ``auto``: parquet files, else torchvision's files, else a download by torchvision; for ``digits``, digits.

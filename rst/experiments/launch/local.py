@@ -1,5 +1,6 @@
 """The runs of tables on this machine, several at a time."""
 
+import json
 import os
 import signal
 import sys
@@ -16,9 +17,10 @@ from multiprocessing import active_children, get_context
 import torch
 from tqdm import tqdm
 
+from rst.experiments.data.run_data import RunData
 from rst.experiments.devices import available_cores, check_devices
 from rst.experiments.errors import InputError
-from rst.experiments.runs.record import STATUSES, Locked, Record, open_record
+from rst.experiments.runs.record import STATUSES, Diverged, Locked, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training.loop import train
@@ -36,15 +38,10 @@ def run(runs: Sequence[PlannedRun], workers: int | None = None) -> list[str]:
     workers. A run that fails does not stop the others. A run that another process trains is left to it and waited for.
 
     Raises:
-        InputError: this machine lacks the devices that the runs ask for.
         Interrupted: a signal asked to stop; the runs at work have written their checkpoints.
     """
-    if runs:
-        check_devices(runs[0].spec)
-    devices = max((planned.spec.devices for planned in runs), default=1)  # Of one run.
-    on_gpus = any(planned.spec.device in ("auto", "cuda") for planned in runs)
-    gpu_places = torch.cuda.device_count() // devices if on_gpus else 0
-    sweep = _Sweep(runs, workers or gpu_places or max(1, available_cores() // devices), gpu_places, devices)
+    devices, gpu_places = _places(runs)
+    sweep = _Sweep(runs, workers or default_workers(runs), gpu_places, devices)
     requests: list[int] = []
     with stop_requests(requests.append):
         try:
@@ -60,6 +57,34 @@ def run(runs: Sequence[PlannedRun], workers: int | None = None) -> list[str]:
     return sweep.failures
 
 
+def check(runs: Sequence[PlannedRun]) -> None:
+    """Look once at the devices and at the images of the runs that are not done.
+
+    Raises:
+        InputError: a device or the images of a data set are missing, so that each of its runs would fail.
+    """
+    data_sets = {
+        json.dumps([spec.dataset.model_dump(mode="json"), spec.paths.model_dump(), spec.device, spec.devices]): spec
+        for spec in (run.spec for run in runs if run.record.status not in ("done", "diverged"))
+    }
+    for spec in data_sets.values():
+        check_devices(spec)
+        RunData(spec, torch.device("cpu"))
+
+
+def default_workers(runs: Sequence[PlannedRun]) -> int:
+    """How many runs this machine trains at a time: as many as it has GPUs or, without a GPU, cores for."""
+    devices, gpu_places = _places(runs)
+    return gpu_places or max(1, available_cores() // devices)
+
+
+def _places(runs: Sequence[PlannedRun]) -> tuple[int, int]:
+    """How many devices the largest of the runs takes, and for how many such runs there are GPUs here."""
+    devices = max((planned.spec.devices for planned in runs), default=1)
+    on_gpus = any(planned.spec.device in ("auto", "cuda") for planned in runs)
+    return devices, torch.cuda.device_count() // devices if on_gpus else 0
+
+
 class _Sweep:
     """Which runs wait, which are at work, and the bar that shows it in passes, since runs differ so much in length."""
 
@@ -68,7 +93,7 @@ class _Sweep:
         counts = Counter(status.values())
         print(f"{len(runs)} runs: " + ", ".join(f"{counts[name]} {name}" for name in STATUSES), flush=True)
 
-        todo = [planned for planned in runs if status[planned.record.id] != "done"]
+        todo = [planned for planned in runs if status[planned.record.id] not in ("done", "diverged")]
         # The runs of seed 0 come first, then those of seed 1: a machine that slows down then slows all rows of a table
         # alike, so that their times can still be compared.
         self.queue = deque(sorted(todo, key=lambda planned: planned.spec.seed))
@@ -81,7 +106,7 @@ class _Sweep:
         ]
         self.pools = [_pool(*settings) for settings in self.settings]
 
-        self.planned, self.done, self.told = len(runs), counts["done"], False
+        self.planned, self.done, self.told = len(runs), counts["done"] + counts["diverged"], False
         self.work = {planned.record.id: planned.spec.expected_passes for planned in todo}
         self.passes = {planned.record.id: planned.record.propagations for planned in todo}
         self.bar = tqdm(
@@ -140,7 +165,7 @@ class _Sweep:
         for _ in range(len(self.queue)):
             planned = self.queue.popleft()
             status = planned.record.status
-            if status == "done":
+            if status in ("done", "diverged"):
                 self._finish(planned)
             elif status == "running":
                 self.queue.append(planned)
@@ -162,12 +187,12 @@ class _Sweep:
 
     def _finish(self, planned: PlannedRun) -> None:
         self.done += 1
+        if planned.record.diverged:
+            self.bar.write(f"{_place(planned)}: {planned.record.divergence}")
         self.passes[planned.record.id] = self.work[planned.record.id]
 
     def _fail(self, planned: PlannedRun, sentence: str) -> None:
-        wandb = planned.spec.wandb
-        place = f"{wandb.group}: {wandb.job_type}, seed {planned.spec.seed} ({planned.record.id})"
-        self.failures.append(f"{place}: {sentence}")
+        self.failures.append(f"{_place(planned)}: {sentence}")
         self.bar.write(f"failed: {self.failures[-1]}")
         # The work that is left of a failed run is not going to be done.
         self.work[planned.record.id] = self.passes.setdefault(planned.record.id, 0.0)
@@ -182,6 +207,12 @@ class _Sweep:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         self.bar.set_postfix_str(f"{self.done}/{self.planned} runs{failed}", refresh=False)
         self.bar.update(sum(self.passes.values()) - self.bar.n)
+
+
+def _place(planned: PlannedRun) -> str:
+    """Where in the tables a run stands, and its id."""
+    wandb = planned.spec.wandb
+    return f"{wandb.group}: {wandb.job_type}, seed {planned.spec.seed} ({planned.record.id})"
 
 
 def _visible_gpus(place: int, devices: int) -> str:
@@ -211,6 +242,8 @@ def _train(spec: RunSpec) -> str | None:
         train(spec, show_progress=False)
     except Locked:
         raise
+    except Diverged:  # This is an outcome, which the record has.
+        return None
     except Interrupted as stop:  # The run is half done, which is not a failure to keep.
         return str(stop)
     except InputError as error:

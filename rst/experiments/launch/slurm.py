@@ -9,7 +9,7 @@ import submitit
 
 from rst.experiments.errors import InputError, bad_input
 from rst.experiments.files import write_atomically
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.record import Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training.loop import train
@@ -28,7 +28,9 @@ def submit(runs: Sequence[PlannedRun]) -> dict[str, str]:
         InputError: there is no Slurm here, or it refuses the jobs.
     """
     queued = _queued_ids()
-    missing = [run for run in runs if not run.record.done and _slurm_id(run.record) not in queued]
+    missing = [
+        run for run in runs if run.record.status not in ("done", "diverged") and _slurm_id(run.record) not in queued
+    ]
     if not missing:
         return {}
     spec = missing[0].spec
@@ -59,6 +61,8 @@ class _Training:
             # The checkpoint is written, and submitit's own handler is in place again: it queues the job anew.
             signal.raise_signal(stop.signal_number)
             raise
+        except Diverged:
+            return  # This is an outcome, which the record has.
         except Exception as error:
             record.fail(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             raise

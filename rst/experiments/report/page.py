@@ -21,7 +21,14 @@ from tqdm import tqdm
 from rst.experiments.errors import InputError
 from rst.experiments.files import write_atomically
 from rst.experiments.report.figures import STYLE, draw
-from rst.experiments.report.results import folder_of, of_the_paper
+from rst.experiments.report.results import (
+    command_of,
+    dataset_of,
+    folder_of,
+    network_of,
+    of_the_paper,
+    scale_of,
+)
 from rst.experiments.report.tables import caption, readable
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table, runs_of
 
@@ -55,14 +62,14 @@ def write(tables: Sequence[Table]) -> Path:
     runs = runs_of(tables)
     done = [run for run in runs if run.record.done]
     page = _template().render(
-        scale=cells[0].spec.scale,
+        scale=next(filter(None, map(scale_of, tables)), ""),
         images=_images(cells),
         comparable=of_the_paper(cells),
         done=len(done),
         planned=len(runs),
         seconds=sum(run.record.summary["train_seconds"] for run in done),
         seeds=sorted({run.spec.seed for run in runs}),
-        networks=list(dict.fromkeys(cell.network or cell.spec.network for cell in cells if cell.runs)),
+        networks=list(dict.fromkeys(network_of(cell) or cell.spec.network for cell in cells if cell.runs)),
         sections=[_section(table, folder) for table in tqdm(tables, desc="page", unit="table", disable=None)],
         environment=_environment(done),
     )
@@ -106,7 +113,7 @@ def _section(table: Table, folder: Path) -> dict[str, Any]:
         "caption": caption(table, shown),
         "done": done,
         "planned": len(table.runs),
-        "command": f"make {table.name} SCALE={table.cells[0].spec.scale}",
+        "command": command_of(table),
         "figure": _figure(table) if table.draw != "table" and (done or not table.runs) else "",
         "runs": _runs(table, folder),
         **_numbers(shown),
@@ -125,7 +132,7 @@ def _numbers(shown: pd.DataFrame) -> dict[str, Any]:
     """`readable` in groups of one network and data set, with a column for n; and which columns have a spread."""
     shown = shown.copy()
     for header in shown:
-        counted = shown[header].str.extract(r"^(.*?) ?\(?n = ([\d/]+)\)?$")
+        counted = shown[header].str.extract(r"^(.*?) ?\(?n = ([\d/]+(?:, \d+ diverged)?)\)?$")
         if counted[1].notna().any():
             at = shown.columns.get_loc(header)
             shown[header] = counted[0]
@@ -154,7 +161,7 @@ def _runs(table: Table, folder: Path) -> list[dict[str, Any]]:
     places = list(dict.fromkeys((cell.network, cell.dataset) for cell in table.cells))
     return [
         {
-            "label": ", ".join(part for part in (cell.network, cell.dataset, cell.group, cell.row) if part),
+            "label": ", ".join(filter(None, (network_of(cell), dataset_of(cell), cell.group, cell.row))),
             "seeds": [(run.spec.seed, link(run)) for run in cell.runs],
         }
         for cell in sorted(table.cells, key=lambda cell: places.index((cell.network, cell.dataset)))

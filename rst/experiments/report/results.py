@@ -3,10 +3,12 @@
 All tables, figures and pages are made from the frame that `results` returns.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
@@ -29,7 +31,18 @@ CONFIDENCE = 0.95
 
 def of_the_paper(cells: Iterable[Cell]) -> bool:
     """Whether the runs have the paper's images, networks and epochs, so that its numbers are a target for them."""
-    return all(cell.spec.scale == "paper" and not cell.spec.stands_in for cell in cells)
+    return all(cell.spec.scale == "paper" and cell.spec.dataset.source != "digits" for cell in cells)
+
+
+def scale_of(table: Table) -> str:
+    """The scale of the table's runs; empty for runs on the digits alone, which at any scale are not the paper's."""
+    digits_alone = all(cell.spec.dataset.name == "digits" for cell in table.cells)
+    return "" if digits_alone and table.cells[0].spec.scale == "paper" else table.cells[0].spec.scale
+
+
+def command_of(table: Table) -> str:
+    """The command that trains the table's missing runs and writes it."""
+    return f"make {table.name}" + (f" SCALE={scale}" if (scale := scale_of(table)) else "")
 
 
 def folder_of(table: Table) -> Path:
@@ -39,10 +52,37 @@ def folder_of(table: Table) -> Path:
     return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
 
 
+def network_of(cell: Cell) -> str:
+    """The cell's network, as a reader should call it: off the paper's scale it is a slim version."""
+    return f"slim {cell.network}" if cell.network and cell.spec.scale != "paper" else cell.network
+
+
+def dataset_of(cell: Cell) -> str:
+    """The cell's data set, as a reader should call it: digits may stand in for its images."""
+    return f"digits as {cell.dataset}" if cell.dataset and cell.spec.stands_in else cell.dataset
+
+
 def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """The ids and the summaries of the runs that are done, one line each."""
     lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    return pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error"])
+    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error"])
+    # A memory that is not known would make floats of those that are.
+    return frame.astype({"peak_memory_bytes": "Int64"})
+
+
+CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic")
+"""What a run ran on and how, as far as its time depends on it; times are compared only where all of it is equal."""
+
+
+def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
+    """Of each seed whose run is done: its conditions, and its training time in seconds."""
+    times = {}
+    for run in runs:
+        if run.record.done and (starts := run.record.starts):
+            conditions = {json.dumps({key: start.get(key) for key in CONDITIONS}) for start in starts}
+            if len(conditions) == 1:  # else its time is a sum of unlike parts
+                times[run.spec.seed] = conditions.pop(), run.record.summary["train_seconds"]
+    return times
 
 
 def results(table: Table) -> pd.DataFrame:
@@ -51,13 +91,15 @@ def results(table: Table) -> pd.DataFrame:
     Which cell: ``group network row dataset not_in_paper metric variant``.
     What was asked for: ``p`` (the mean of p(t)), ``c`` = γ/ρ, ``gamma_rst`` = p c, ``extra_propagations_expected``
     (Δη), ``extra_propagations_closed_form`` (Δη by Table 2 of the paper), ``planned`` (the number of seeds).
-    What came out: ``n`` (runs that are done), ``mean`` and ``std`` of the metric over them (percent; the standard
-    deviation has n - 1 in the denominator), ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
+    What came out: ``n`` (runs that are done), ``diverged`` (runs whose loss did not stay finite), ``mean`` and ``std``
+    of the metric over those that are done (percent; the standard deviation has n - 1 in the denominator),
+    ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
     The paper's: ``paper_mean paper_std`` (percent), ``paper_relative_time`` (its time over that without sharp steps).
     The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
     confidence interval by Welch's t-test), ``p_value`` (of that test, two-sided).
     Times: ``relative_time`` (over that of SGD with the same network and data set), ``relative_extra_time`` (the time
-    beyond SGD's over SAM's time beyond SGD's).
+    beyond SGD's over SAM's time beyond SGD's); both over the seeds whose runs had equal `CONDITIONS`.
+    The paper's numbers are there only for runs of the paper's images, networks and epochs.
 
     Raises:
         InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist.
@@ -65,15 +107,17 @@ def results(table: Table) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
-    numbers = paper_numbers(table.paper) if table.paper else None
-    lines = []
+    numbers = paper_numbers(table.paper) if table.paper and of_the_paper(table.cells) else None
+    lines, times = [], []
     for cell in table.cells:
         asked, own = _asked(cell), summaries(cell.runs)
+        asked["diverged"] = sum(run.record.diverged for run in cell.runs)
+        times += [_times(cell.runs)] * max(1, len(table.metrics))
         for metric in table.metrics or [""]:
             lines.append(asked | {"metric": metric} | _measured(own, metric) | _reported(cell, metric, numbers))
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
-    _compare_times(frame)
+    _compare_times(frame, times)
     return frame
 
 
@@ -83,9 +127,9 @@ def _asked(cell: Cell) -> dict[str, Any]:
     passes = cell.spec.build_variant().extra_passes
     return {
         "group": cell.group,
-        "network": cell.network,
+        "network": network_of(cell),
         "row": cell.row,
-        "dataset": cell.dataset,
+        "dataset": dataset_of(cell),
         "not_in_paper": cell.not_in_paper,
         "variant": cell.spec.variant.name,
         "p": p,
@@ -124,19 +168,32 @@ def _compare_errors(frame: pd.DataFrame) -> None:
     frame["p_value"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
 
 
-def _compare_times(frame: pd.DataFrame) -> None:
-    """Times over those of SGD and SAM with the same network and data set, in the same group or in no group."""
+def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, float]]]) -> None:
+    """Times over those of SGD and SAM with the same network and data set, in the same group or in no group.
+
+    ``times`` are the `_times` of each line. Only seeds that all the compared lines have under equal conditions count.
+    """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
     for i, line in frame.iterrows():
         same = frame[(frame["network"] == line["network"]) & (frame["dataset"] == line["dataset"])]
         same = same[same["group"].isin(["", line["group"]])].sort_values("group", ascending=False, kind="stable")
         plain, sharp = same[same["p"] == 0], same[(same["p"] == 1) & (same["c"] == 1) & (same["variant"] == "sam")]
         if len(plain):
-            base = plain["train_seconds"].iloc[0]
-            frame.loc[i, "relative_time"] = line["train_seconds"] / base
+            own, base = _means_of_equals(times[i], times[plain.index[0]])
+            frame.loc[i, "relative_time"] = _ratio(own, base)
             if len(sharp):
-                extra = sharp["train_seconds"].iloc[0] - base
-                frame.loc[i, "relative_extra_time"] = (line["train_seconds"] - base) / extra
+                own, base, sam = _means_of_equals(times[i], times[plain.index[0]], times[sharp.index[0]])
+                frame.loc[i, "relative_extra_time"] = _ratio(own - base, sam - base)
+
+
+def _ratio(time: float, over: float) -> float:
+    return time / over if over else math.nan
+
+
+def _means_of_equals(*times: dict[int, tuple[str, float]]) -> list[float]:
+    """The mean time of each, over the seeds that all have under the same conditions; nan where there are none."""
+    seeds = [seed for seed in times[0] if len({own.get(seed, ("",))[0] for own in times}) == 1]
+    return [mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
 
 
 # ------------------------------------------------------------------------------------------------ the paper's numbers

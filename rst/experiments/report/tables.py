@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
-from rst.experiments.files import write_atomically
-from rst.experiments.report.results import folder_of, of_the_paper, results, summaries
+from rst.experiments.files import write_atomically, writing
+from rst.experiments.report.results import (
+    dataset_of,
+    folder_of,
+    network_of,
+    of_the_paper,
+    results,
+    scale_of,
+    summaries,
+)
+from rst.experiments.runs.record import Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import Cell, Table
 
@@ -43,8 +53,11 @@ LATEX = str.maketrans(
 )
 
 
-def write(table: Table) -> list[Path]:
-    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; return the files."""
+def write(table: Table, prune: bool = False) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; return the files.
+
+    With ``prune``, lines of ``records.csv`` whose run has no record any more are dropped.
+    """
     folder, frame = folder_of(table), results(table)
     shown = _readable(frame)
     contents = {
@@ -52,12 +65,10 @@ def write(table: Table) -> list[Path]:
         folder / "tables" / f"{table.name}.csv": frame.to_csv(index=False),
         folder / "tables" / f"{table.name}.tex": _latex(table, shown),
     }
-    if table.runs:
-        contents[folder / "records.csv"] = _merged_records(table, folder / "records.csv")
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         write_atomically(file, content)
-    return list(contents)
+    return [*contents, *([_add_records(table, folder / "records.csv", prune)] if table.runs else [])]
 
 
 # ------------------------------------------------------------------------------------------------------ rows, columns
@@ -127,7 +138,8 @@ def _formulas(frame: pd.DataFrame) -> dict[str, pd.Series]:
 def _counts(frame: pd.DataFrame) -> pd.Series:
     """How many runs are done; where some are not, as "n/planned"."""
     planned = ("/" + frame["planned"].astype(str)).where(frame["n"] != frame["planned"], "")
-    return frame["n"].astype(str) + planned
+    diverged = (", " + frame["diverged"].astype(str) + " diverged").where(frame["diverged"] > 0, "")
+    return frame["n"].astype(str) + planned + diverged
 
 
 def _text(values: pd.Series, form: str) -> pd.Series:
@@ -143,20 +155,21 @@ def _signed(values: pd.Series) -> pd.Series:
 
 def caption(table: Table, shown: pd.DataFrame) -> str:
     """What the numbers are of (networks, images, epochs, scale, seeds), and what each column of `readable` means."""
-    cells, scale = table.cells, table.cells[0].spec.scale
+    cells = table.cells
+    scale = f"scale: `{cells[0].spec.scale}`; " * (scale_of(table) != "")
     if table.runs:
         sentences = [
             f"Network: {', '.join(_values(cells, lambda cell: f'`{cell.spec.network}`'))}; "
             f"data: {', '.join(_values(cells, lambda cell: f'`{cell.spec.dataset.name}`'))} ({_said(cells, _images)}); "
             f"epochs: {_said(cells, lambda cell: f'{cell.spec.recipe.epochs:,}')}; "
-            f"scale: `{scale}`; seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
+            f"{scale}seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
         ]
         if not of_the_paper(cells):
             sentences += [
-                "Images, networks and epochs are not the paper's, so that its numbers are no target for these."
+                "Images, networks and epochs are not the paper's, so that its numbers are not shown beside these."
             ]
     else:
-        sentences = [f"T = {_said(cells, lambda cell: f'{cell.spec.total_steps:,}')} steps; scale: `{scale}`."]
+        sentences = [f"T = {_said(cells, lambda cell: f'{cell.spec.total_steps:,}')} steps; {scale}".strip("; ") + "."]
     sentences += [text.replace("<paper>", table.paper) for header, text in MEANINGS.items() if header in shown]
     sentences += ["† not in the paper."] * any(cell.not_in_paper for cell in cells)
     return " ".join(sentences)
@@ -177,7 +190,7 @@ def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:
 def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
     """The values of a fact; several, with the networks, data sets, groups or rows that have each, if these tell."""
     values = _values(cells, fact)
-    for label in map(operator.attrgetter, ("network", "dataset", "group", "row")):
+    for label in (network_of, dataset_of, operator.attrgetter("group"), operator.attrgetter("row")):
         owners = [_values([cell for cell in cells if fact(cell) == value], label) for value in values]
         if len(values) > 1 and sum(map(len, owners)) == len(set().union(*owners)):
             return ", ".join(f"{value} ({', '.join(names)})" for value, names in zip(values, owners, strict=True))
@@ -221,7 +234,15 @@ def _sides(shown: pd.DataFrame) -> list[str]:
     return ["left" if header in (*WHERE, "Scheme") else "right" for header in shown]
 
 
-def _merged_records(table: Table, file: Path) -> str:
+def _add_records(table: Table, file: Path, prune: bool) -> Path:
+    """Put the records of the table's runs into the file, beside those of other runs that it has; return the file."""
+    # Another report may write its runs at the same time.
+    with writing(file), FileLock(file.with_name(f".{file.name}.lock")):
+        write_atomically(file, _merged_records(table, file, prune))
+    return file
+
+
+def _merged_records(table: Table, file: Path, prune: bool) -> str:
     """The records of the table's runs, and those of other runs that the file already has, as CSV sorted by id."""
     done = [run for run in table.runs if run.record.done]
     came_out = summaries(done).astype(object)
@@ -229,6 +250,9 @@ def _merged_records(table: Table, file: Path) -> str:
     # By way of text, so that the line of a run does not depend on the values that other runs have in the same columns.
     own = pd.read_csv(io.StringIO(came_out.join(asked).to_csv(index=False)), dtype=str, keep_default_na=False)
     others = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else own[:0]
+    if prune:
+        runs = Path(table.cells[0].spec.paths.runs)
+        others = others.loc[others["id"].map(lambda name: Record(runs / name).done).astype(bool)]
     merged = pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id")
     return merged[[*came_out, *sorted(set(merged) - set(came_out))]].to_csv(index=False)
 

@@ -40,9 +40,20 @@ def environment_of(spec: RunSpec, device: torch.device, data_digest: str) -> dic
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, marked where files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
+    """The commit of this code, with "-dirty" where files other than results differ; None outside a git checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return git("rev-parse", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two starts of a run, as a text: "torch 2.13.0 -> 2.14.1, threads 1 -> 2"."""
+    keys = dict.fromkeys([*before, *now])
+    return ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key))

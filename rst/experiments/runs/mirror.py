@@ -45,8 +45,9 @@ class Mirror:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        online = spec.wandb.mode == "online" and _has_key()
         self._run = wandb.init(
-            mode="online" if spec.wandb.mode == "online" and _has_key() else "offline",
+            mode="online" if online else "offline",
             project=spec.wandb.project,
             group=spec.wandb.group,
             job_type=spec.wandb.job_type,
@@ -61,6 +62,12 @@ class Mirror:
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        if spec.wandb.mode == "online" and not online:
+            warnings.warn(
+                f"W&B finds no API key, and keeps this run here: wandb sync {Path(self._run.dir).parent} sends it, and "
+                "wandb.mode=offline or disabled leaves this out.",
+                stacklevel=4,
+            )
         self._copy("config.yaml")  # Says of a run that never finishes which run it was.
 
     def log(self, metrics: dict[str, Any]) -> None:

@@ -5,10 +5,12 @@ results/runs/<id>/
     starts.jsonl       one object for each start: commit, versions, device, precision, digest of the images
     metrics.jsonl      one object for each epoch, appended
     checkpoint.pt      where to go on; checkpoint.previous.pt is the one before, for the case that this is damaged
+    diverged.json      the step by which the loss was no longer finite: an outcome, after which nothing is trained
     failure.txt        why the last attempt of a sweep failed; removed when the run starts again
     summary.json       the results; it is written last, by a rename, and its presence means that the run is done
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -21,13 +23,13 @@ from filelock import FileLock, Timeout
 
 from rst.experiments.compose import validated
 from rst.experiments.errors import InputError
-from rst.experiments.files import write_atomically, writing
+from rst.experiments.files import lacks_locks, write_atomically, writing
 from rst.experiments.runs.identity import run_id
 from rst.experiments.spec import RunSpec
 
-STATUSES = ("done", "half done", "running", "failed", "missing")
-"""What `Record.status` may say. "half done": there is a checkpoint to go on from. "running": some process is training the
-run. "failed": the last attempt ended in an error."""
+STATUSES = ("done", "diverged", "half done", "running", "failed", "missing")
+"""What `Record.status` may say. "diverged": the run ended because its loss was not finite. "half done": there is a
+checkpoint to go on from. "running": some process is training it. "failed": the last attempt ended in an error."""
 
 SUMMARY_KEYS = (
     "test_error",
@@ -50,6 +52,10 @@ class Locked(InputError):
     """Another process trains the run."""
 
 
+class Diverged(InputError):
+    """The loss of the run is no longer finite."""
+
+
 class Record:
     """The folder of one run."""
 
@@ -60,6 +66,7 @@ class Record:
         self._starts = folder / "starts.jsonl"
         self._metrics = folder / "metrics.jsonl"
         self._summary = folder / "summary.json"
+        self._divergence = folder / "diverged.json"
         self._failure = folder / "failure.txt"
         self._lock = folder / ".lock"
 
@@ -73,26 +80,47 @@ class Record:
     @property
     def done(self) -> bool:
         """Whether the run has ended and its summary is written."""
-        return self._summary.exists()
+        return self._has(self._summary)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run has ended because its loss was no longer finite."""
+        return self._has(self._divergence)
+
+    @property
+    def divergence(self) -> str:
+        """The sentence that says when the run diverged, and what to try."""
+        with self._readable(self._divergence):
+            return str(_mapping(json.loads(self._divergence.read_text()), "sentence")["sentence"])
 
     @property
     def status(self) -> str:
         """One of `STATUSES`. Asking changes nothing."""
         if self.done:
             return "done"
+        if self.diverged:
+            return "diverged"
         if self._locked():
             return "running"
-        if self._failure.exists():
+        if self._has(self._failure):
             return "failed"
-        return "half done" if self.checkpoint.exists() else "missing"
+        return "half done" if self._has(self.checkpoint) else "missing"
+
+    def _has(self, file: Path) -> bool:
+        try:
+            return file.exists()
+        except PermissionError as error:
+            raise self._unreadable(self.folder, error) from error
 
     def _locked(self) -> bool:
-        if self._lock.exists():
+        if self._has(self._lock):
             try:
                 with FileLock(self._lock, timeout=0):
                     pass
             except Timeout:
                 return True
+            except (OSError, NotImplementedError):  # Who cannot lock the file cannot tell; `training` says why.
+                return False
         return False
 
     @property
@@ -103,9 +131,9 @@ class Record:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """What the run ran on, one dictionary for each of its starts, the latest last."""
+        """What the run ran on, one dictionary for each of its starts, the latest last, without a line cut off."""
         with self._readable(self._starts):
-            return [_mapping(json.loads(line), "device") for line in _lines(self._starts)]
+            return [_mapping(json.loads(line), "device") for line in _whole_lines(self._starts)]
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -150,8 +178,14 @@ class Record:
         """Turn the errors of a file that is missing or damaged into an `InputError`."""
         try:
             yield
+        except PermissionError as error:
+            raise self._unreadable(file, error) from error
         except (InputError, OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
             raise self._damaged(file) from error
+
+    @staticmethod
+    def _unreadable(path: Path, error: OSError) -> InputError:
+        return InputError(f"{path} cannot be read ({error.strerror}): ask its owner, or write paths.runs=<folder>.")
 
     def _damaged(self, file: Path) -> InputError:
         return InputError(f"{file} is damaged: delete the folder to train the run again.")
@@ -164,7 +198,7 @@ class Record:
 
         Raises:
             Locked: another process holds the record open.
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or its file system has no locks.
         """
         lock = FileLock(self._lock, timeout=0.2)  # Long enough to wait while another process asks for the status.
         try:
@@ -172,10 +206,12 @@ class Record:
             lock.acquire()
         except Timeout as error:
             raise Locked(f"run {self.id} is being trained by another process.") from error
-        except OSError as error:
-            raise InputError(
-                f"paths.runs={self.folder.parent} cannot be written ({error.strerror}): write paths.runs=<folder>."
-            ) from error
+        except (OSError, NotImplementedError) as error:
+            if lacks_locks(error):
+                reason, other = "is on a file system without locks", "folder on another file system"
+            else:
+                reason, other = f"cannot be written ({getattr(error, 'strerror', error)})", "folder"
+            raise InputError(f"paths.runs={self.folder.parent} {reason}: write paths.runs=<{other}>.") from error
         try:
             for unfinished in self.folder.glob(".*.[0-9]*"):  # A process was killed while it wrote these.
                 unfinished.unlink()
@@ -185,6 +221,22 @@ class Record:
             yield
         finally:
             lock.release()
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder to ``<id>.old-<n>``, so that the run can be trained anew; its new name, if there is one.
+
+        Raises:
+            Locked: another process trains the run.
+        """
+        if not self.folder.exists():
+            return None
+        if self._locked():
+            raise Locked(f"run {self.id} is being trained by another process.")
+        others = (self.folder.with_name(f"{self.id}.old-{n}") for n in itertools.count(1))
+        free = next(folder for folder in others if not folder.exists())
+        with writing(self.folder):
+            os.rename(self.folder, free)
+        return free
 
     def append_start(self, environment: dict[str, Any]) -> None:
         """Add what the run runs on from now on."""
@@ -209,6 +261,10 @@ class Record:
         """Keep why the run failed, until it starts again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._failure, message + "\n")
+
+    def diverge(self, step: int, sentence: str) -> None:
+        """Write that the loss was no longer finite after this step; from then on the run is not trained any more."""
+        write_atomically(self._divergence, json.dumps({"step": step, "sentence": sentence}, indent=2))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the results; from then on the run is done."""

@@ -44,7 +44,7 @@ class Speed:
     """The time of a pass over a batch."""
 
     seconds: float
-    """Of one device."""
+    """On one device; of several, the sum over all of them."""
     device: str
     source: str
     """Where the time is from, in words."""
@@ -53,8 +53,9 @@ class Speed:
 def kind(spec: RunSpec) -> str:
     """A digest of what the time of a pass depends on: runs of one kind are taken to be equally fast."""
     model = {key: value for key, value in spec.model.options.items() if key != "num_classes"}
-    what = [spec.network, model, spec.dataset.image_size, spec.recipe.batch_size, spec.scale]
-    return json.dumps(what, sort_keys=True)
+    what = [spec.network, model, spec.dataset.image_size, spec.recipe.batch_size, spec.perturbation_batch, spec.scale]
+    flags = [spec.autocast, spec.tf32, spec.channels_last, spec.compile, spec.deterministic]
+    return json.dumps([*what, *flags], sort_keys=True)
 
 
 def speed(spec: RunSpec) -> Speed | None:
@@ -72,7 +73,8 @@ def _measured(spec: RunSpec) -> Speed | None:
         except InputError:  # a damaged record, or one of an older version
             continue
         if kind(own) == kind(spec):
-            seconds[environment["device"]].append(result["train_seconds"] / result["propagations"])
+            pass_seconds = result["train_seconds"] / result["propagations"]
+            seconds[environment["device"]].append(pass_seconds * environment.get("devices", 1))
     if not seconds:
         return None
     device = max(seconds, key=lambda name: len(seconds[name]))
@@ -100,6 +102,48 @@ def _minutes(table: str, network: str, gpus: int) -> Iterator[float]:
             on_one = "one A100" in line["source_note"]
             if line["model"] == NETWORKS.get(network) and line["metric"] == "time_min" and on_one == (gpus == 1):
                 yield float(line["mean"])
+
+
+# ---------------------------------------------------------------------------------------------- before a sweep starts
+
+DAY = 24.0
+"""A sweep that takes more than so many hours starts only if it is told to."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the runs that are left will take here, as far as it is known."""
+
+    sentence: str
+    days: bool
+    """Whether that is more than a `DAY`, or full-size training that this machine has no GPU for."""
+
+
+def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool) -> Forecast:
+    """The time of the runs that are left, divided over so many workers."""
+    left = [run for run in runs if run.record.status not in ("done", "diverged")]
+    examples = {kind(run.spec): run.spec for run in left}
+    speeds = {key: speed(spec) for key, spec in examples.items()}
+    here: dict[str, float] = defaultdict(float)
+    elsewhere: dict[str, float] = defaultdict(float)
+    unknown = []
+    for run in left:
+        found = speeds[kind(run.spec)]
+        if found is None:
+            unknown.append(run)
+            continue
+        hours = max(0.0, run.spec.expected_passes - run.record.propagations) * found.seconds / 3600
+        if found.device == "cpu" or gpu_here:
+            here[found.device] += hours / run.spec.devices / workers
+        else:
+            elsewhere[found.device] += hours
+    total = sum(here.values())
+    parts = [f"about {total:,.2g} hours by {workers} workers, by the times of {', '.join(here)}"] * bool(here)
+    parts += [f"about {hours:,.3g} GPU-hours on {device}, without a GPU here" for device, hours in elsewhere.items()]
+    parts += [f"an unknown time for {len(unknown)} of them"] * bool(unknown)
+    full_size = any(run.spec.scale == "paper" and run.spec.dataset.name != "digits" for run in unknown)
+    sentence = f"{len(left)} runs to train: {', '.join(parts)}." if left else "0 runs to train."
+    return Forecast(sentence, total > DAY or bool(elsewhere) or (full_size and not gpu_here))
 
 
 # ---------------------------------------------------------------------------------------------------------- a dry run
@@ -138,7 +182,7 @@ def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
     examples = {}
     for run in runs:
         status, passes = costs[run.record.id]
-        if status != "done":
+        if status not in ("done", "diverged"):
             left[kind(run.spec)] += max(0.0, passes - run.record.propagations)
             examples[kind(run.spec)] = run.spec
     speeds = {key: speed(spec) for key, spec in examples.items()}

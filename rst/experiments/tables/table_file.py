@@ -1,6 +1,7 @@
 """A file of ``configs/tables``: what it may say, and on which line it says what."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -211,5 +212,8 @@ def _path_of(name: str, extended_by: tuple[str, ...]) -> Path:
     if name in extended_by:
         raise InputError(f"{' extends '.join([*extended_by, name])}, a circle: remove one of these extends.")
     if name not in table_names():
-        raise InputError(f"there is no table {name}: choose one of {', '.join(table_names())}.")
+        in_full = re.sub(r"(?<!\d)(\d)$", r"0\1", name)  # table3 is table03, and not table13, which is as near
+        near = difflib.get_close_matches(in_full, table_names(), n=1, cutoff=0.8)
+        better = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(table_names())}."
+        raise InputError(f"there is no table {name}: {better}")
     return TABLES / f"{name}.yaml"

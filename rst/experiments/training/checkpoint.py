@@ -27,6 +27,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     _put_in_place(path)
 
 
+def keep_network_only(path: Path) -> None:
+    """Cut the checkpoint of a run that is done down to what scoring its network needs, and drop the one before."""
+    content = load(path)
+    save(path, {key: content[key] for key in ("id", "config", "model")})
+    names(path)[2].unlink(missing_ok=True)
+
+
 def _put_in_place(path: Path) -> None:
     """Rename the new checkpoint to its own name, and the one before to that of the previous one."""
     new, _, previous = names(path)
@@ -72,7 +79,7 @@ def of_run(record: Record, devices: int) -> dict[str, Any] | None:
     if content["id"] != record.id:
         raise InputError(f"{path} belongs to another run, {content['id']}: put it back there, or delete it.")
     if "ranks" not in content:
-        raise InputError(f"{path} is of an earlier version of this project: finish it there, or delete it.")
+        raise InputError(f"{path} has a network alone, not the state of its training: delete it to start anew.")
     with fitting(path):
         saved = len(content["ranks"])
     if saved != devices:

@@ -1,9 +1,8 @@
 """The loop: one run, from its spec to its summary."""
 
 import math
-import resource
-import sys
 import time
+import warnings
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -19,12 +18,13 @@ from rst.experiments.build import (
     set_backends,
 )
 from rst.experiments.data.run_data import RunData, readable
-from rst.experiments.devices import check_devices
+from rst.experiments.devices import check_devices, peak_memory, reset_peak_memory
 from rst.experiments.errors import InputError
-from rst.experiments.runs.environment import environment_of
+from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.record import Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
+from rst.experiments.training import checkpoint
 from rst.experiments.training.comparison import compare, digest, facts_of_a_run
 from rst.experiments.training.evaluation import evaluate
 from rst.experiments.training.metrics import EpochSums
@@ -43,16 +43,27 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
     rank writes.
 
     Raises:
-        InputError: bad input, a loss that is not finite, or ranks that differ or have ended.
+        Diverged: the loss is no longer finite; this is an outcome of the run, which its record keeps.
+        InputError: bad input, or ranks that differ or have ended.
         Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 asked the run to stop; its checkpoint is written.
     """
     record = open_record(spec)
-    if record.done and not is_rank():
-        return record
+    if spec.force and not is_rank():
+        record.set_aside()
+        spec = spec.changed(force=False)
+    if not is_rank():
+        if record.done:
+            return record
+        if record.diverged:
+            raise Diverged(record.divergence)
     check_devices(spec)
     if spec.devices > 1 and not is_rank():
         return spawn(train, spec.devices, spec, show_progress)
     with joined(spec.devices) as world:
+        if spec.force:
+            world.first(record.set_aside)
+        if world.first(lambda: record.diverged):
+            raise Diverged(world.first(lambda: record.divergence))
         if not world.first(lambda: record.done):
             run = Run(spec, record, world, show_progress)  # Bad input shows here, before anything is written.
             with ExitStack() as stack:
@@ -63,7 +74,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
 
 
 CHECKPOINT_SHARE = 1 / 200
-"""Checkpoints take at most this share of the training time, but for the first and the last one."""
+"""Checkpoints take at most this share of the training time, but for the first one, the last one and that of a stop."""
 
 
 class Run:
@@ -74,6 +85,7 @@ class Run:
         self.show_progress = show_progress and world.rank == 0
         self.device = world.device(spec.device)
         set_backends(spec)
+        reset_peak_memory(self.device)
         with world.host_first():
             self.data = RunData(spec, self.device, world.rank, world.size, world.local_size)
         self.loader = self.data.loader()
@@ -92,6 +104,7 @@ class Run:
         )
         compare(world, lambda: {"the gate": digest([self.state.method.gate])})
         forward = torch.compile(parallel) if spec.compile else parallel
+        self.saved_at = self.save_seconds = 0.0  # Of the latest checkpoint: training time before it, and its own time.
         self.train_step = TrainingStep(spec, self.state, forward, self.device, world.rank)
 
     # ------------------------------------------------------------------------------------------------- the epochs
@@ -102,14 +115,13 @@ class Run:
         state.resume(self.record, self.world)
         counters = state.counters
         epochs_done = counters.step // len(self.loader)
+        self.world.first(self._record_start)
         self.world.first(lambda: self.record.keep_epochs(epochs_done))
-        environment = environment_of(self.spec, self.device, self.data.source.digest)
-        self.world.first(lambda: self.record.append_start(environment))
         first_rank = self.world.rank == 0
         mirror = Mirror(self.spec if first_rank else self.spec.changed(wandb={"mode": "disabled"}), self.record)
         progress = Progress(self.spec.total_steps, counters.step, self.record.id, self.show_progress)
         poll = StopPoll(self.world, counters.step)
-        saved_at, cost = counters.train_seconds, 0.0  # Of the latest checkpoint, in seconds of training and to write.
+        self.saved_at = counters.train_seconds
         try:
             self.train_step.warm_up(*next(readable(self.loader.epoch(0))))
             with stop_requests(poll.requests.append):
@@ -119,46 +131,84 @@ class Run:
                         counters.scores = self._evaluate()
                         self._raise_if_diverged()
                         counters.best_test_error = min(counters.best_test_error, counters.scores["test_error"])
+                        counters.evaluations += 1
                     metrics = self._metrics(epoch)
                     self.world.first(partial(self.record.append, metrics))
                     mirror.log(metrics)
                     state.sums = EpochSums(self.device)
-                    due = (counters.train_seconds - saved_at) * CHECKPOINT_SHARE >= cost
-                    signal_number, save = self.world.max(poll.request, due)
+                    signal_number, due = self.world.max(poll.request, self._checkpoint_is_due)
                     if signal_number and epoch + 1 < epochs:
                         self._stop(int(signal_number))
-                    if save or epoch + 1 == epochs:
-                        begin, saved_at = time.monotonic(), counters.train_seconds
-                        state.save(self.record, self.spec, self.world)
-                        cost = time.monotonic() - begin
+                    if due or epoch + 1 == epochs:
+                        self._save()
             summary = self._summary()
             self.world.first(lambda: self.record.finish(summary))
+            self.world.first(lambda: checkpoint.keep_network_only(self.record.checkpoint))
             mirror.finish(summary)
         finally:
             progress.close()
             mirror.close()
 
+    def _record_start(self) -> None:
+        """Add a line to ``starts.jsonl``, and say what has changed since the start before.
+
+        Raises:
+            InputError: the images are not those of the start before.
+        """
+        environment = environment_of(self.spec, self.device, self.data.source.digest)
+        for before in self.record.starts[-1:]:
+            if before.get("data_digest") != environment["data_digest"]:
+                raise InputError(
+                    f"the images have digest {environment['data_digest'][:12]}, but {self.record.id} was begun on "
+                    f"images with digest {str(before.get('data_digest'))[:12]}: give those, or write force=true to "
+                    "start anew."
+                )
+            if changed := changes(before, environment):
+                warnings.warn(f"the run goes on, but not as it began: {changed}.", stacklevel=2)
+        self.record.append_start(environment)
+
     def _train_epoch(self, epoch: int, progress: Progress, poll: StopPoll) -> None:
         counters = self.state.counters
-        first, begin = counters.step - epoch * len(self.loader), time.perf_counter()
-        signal_number = 0
+        first = done_before = counters.step - epoch * len(self.loader)
+        begin, signal_number = time.perf_counter(), 0
         for images, labels in readable(self.loader.epoch(epoch, first)):
             self.train_step(images, labels)
-            progress.step(lambda: self._shown(first, begin))
+            progress.step(partial(self._shown, done_before, begin))
             if poll.is_due(counters.step):
                 signal_number = poll.look(counters.step)
                 self._raise_if_diverged()
-                if signal_number and counters.step % len(self.loader):  # A whole epoch is recorded before the stop.
-                    break
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        counters.train_seconds += time.perf_counter() - begin
+                if counters.step % len(self.loader):  # At its end the epoch is recorded first.
+                    begin = self._stop_clock(begin)
+                    if signal_number:
+                        break
+                    if any(self.world.max(self._checkpoint_is_due)):
+                        self._save()
+                    done_before, begin = counters.step - epoch * len(self.loader), time.perf_counter()
+        self._stop_clock(begin)
         self._raise_if_diverged()
         if signal_number and counters.step % len(self.loader):
             self._stop(signal_number)
 
-    def _stop(self, signal_number: int) -> None:
+    def _stop_clock(self, begin: float) -> float:
+        """Add the time since ``begin`` to the training time, when the device has done its work; the time now."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.state.counters.train_seconds += now - begin
+        return now
+
+    @property
+    def _checkpoint_is_due(self) -> bool:
+        """Whether training since the latest checkpoint took so long that another one is within `CHECKPOINT_SHARE`."""
+        return (self.state.counters.train_seconds - self.saved_at) * CHECKPOINT_SHARE >= self.save_seconds
+
+    def _save(self) -> None:
+        begin, self.saved_at = time.monotonic(), self.state.counters.train_seconds
         self.state.save(self.record, self.spec, self.world)
+        self.save_seconds = time.monotonic() - begin
+
+    def _stop(self, signal_number: int) -> None:
+        self._save()
         raise Interrupted(
             f"stopped at step {self.state.counters.step} of {self.spec.total_steps}; the same command goes on from "
             f"there. Record: {self.record.folder}",
@@ -168,10 +218,13 @@ class Run:
     def _raise_if_diverged(self) -> None:
         loss = float(self.state.sums.losses["loss"]) + self.state.counters.scores.get("test_loss", 0.0)
         if any(self.world.max(not math.isfinite(loss))):
-            raise InputError(
-                f"the loss is not finite by step {self.state.counters.step} of {self.spec.total_steps}: the run has "
-                f"diverged; try a smaller optimizer.lr than {self.spec.optimizer.lr:g}. Record: {self.record.folder}"
+            step = self.state.counters.step
+            sentence = (
+                f"the loss is not finite by step {step} of {self.spec.total_steps}: the run has diverged; try a "
+                f"smaller optimizer.lr than {self.spec.optimizer.lr:g}. Record: {self.record.folder}"
             )
+            self.world.first(lambda: self.record.diverge(step, sentence))
+            raise Diverged(sentence)
 
     # ------------------------------------------------------------------------------------------------ the figures
 
@@ -204,11 +257,11 @@ class Run:
             **(counters.scores if self._is_evaluated(epoch) else {}),
         }
 
-    def _shown(self, first: int, begin: float) -> dict[str, str]:
-        """The figures beside the progress bar."""
+    def _shown(self, done_before: int, begin: float) -> dict[str, str]:
+        """The figures beside the progress bar; the speed is that since ``begin``, when so many steps were done."""
         state, counters = self.state, self.state.counters
         done = (counters.step - 1) % len(self.loader) + 1
-        speed = (done - first) * self.spec.recipe.batch_size / (time.perf_counter() - begin)
+        speed = (done - done_before) * self.spec.recipe.batch_size / (time.perf_counter() - begin)
         figures = {
             "loss": f"{state.sums.means()['train_loss']:.3f}",
             "p": f"{state.method.schedule(counters.step - 1, self.spec.total_steps):.2f}",
@@ -219,9 +272,11 @@ class Run:
 
     def _summary(self) -> dict[str, Any]:
         counters, total_steps = self.state.counters, self.spec.total_steps
+        memories = self.world.gather(peak_memory(self.device))
         return {
             **counters.scores,
             "best_test_error": counters.best_test_error,
+            "evaluations": counters.evaluations,
             "train_seconds": counters.train_seconds,
             "total_steps": total_steps,
             "sharp_steps": counters.sharp_steps,
@@ -232,15 +287,7 @@ class Run:
             "extra_propagations_realised": counters.propagations / total_steps - 1,
             "images_per_second": total_steps * self.spec.recipe.batch_size / counters.train_seconds,
             "checkpoint_seconds": counters.checkpoint_seconds,
-            "peak_memory_bytes": int(*self.world.max(_peak_memory(self.device))),
+            "peak_memory_bytes": max((memory for memory in memories if memory), default=None),
             "epochs": self.spec.recipe.epochs,
             "seed": self.spec.seed,
         }
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The peak of the memory in use, in bytes: of the device, or on CPU of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from rst.experiments.devices import is_rank as is_rank
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError
 from rst.guards import preserved_buffers, sum_over_ranks
@@ -171,11 +172,6 @@ def averaged_buffers(model: nn.Module, world: World) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------ joining the ranks
-
-
-def is_rank() -> bool:
-    """Whether torch's launcher, ours or ``torchrun``, has made this process one of its ranks."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys()
 
 
 @cache

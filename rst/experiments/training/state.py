@@ -39,6 +39,8 @@ class Counters:
     scores: dict[str, float] = field(default_factory=dict)
     """Of the latest evaluation."""
     best_test_error: float = math.inf
+    """The lowest of all evaluations, of which there are ``evaluations``."""
+    evaluations: int = 0
 
     @property
     def propagations(self) -> float:

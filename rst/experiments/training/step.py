@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import rst
 from rst.experiments.build import autocast
 from rst.experiments.spec import RunSpec
 from rst.experiments.training.l2 import l2
 from rst.experiments.training.state import TrainingState
-from rst.guards import preserved_buffers
+from rst.guards import preserved_buffers, replayed_rng, rng_states
+from rst.schedules import always, never
 from rst.streams import stream
 
 
@@ -65,22 +67,28 @@ class TrainingStep:
 
     def _add_gradient(self, x: Tensor, y: Tensor, share: float, last: bool) -> None:
         """Add a micro-batch's part of the step's gradient to ``.grad``, by one pass or, on a sharp step, by two."""
-        means: list[Tensor] = []  # Mean loss of every pass, the clean one first.
-        self.state.method.backward(partial(self._scaled_losses, x, y, share, means), advance=last)
-        if len(means) > 1:
-            self.state.sums.add_perturbed_pass(means[0], means[-1], share)
+        passes: list[tuple[Tensor, slice | Tensor]] = []  # Losses and rows of every pass, the clean one first.
+        self.state.method.backward(partial(self._scaled_losses, x, y, share, passes), advance=last)
+        if len(passes) > 1:
+            (clean, _), (perturbed, rows) = passes[0], passes[-1]
+            self.state.sums.add_perturbed_pass(clean[rows].mean(), perturbed.mean(), share)
 
     def _scaled_losses(
-        self, x: Tensor, y: Tensor, share: float, means: list[Tensor], rows: slice | Tensor = slice(None)
+        self,
+        x: Tensor,
+        y: Tensor,
+        share: float,
+        passes: list[tuple[Tensor, slice | Tensor]],
+        rows: slice | Tensor = slice(None),
     ) -> Tensor:
         """What a pass of the method differentiates: the loss of each image, [n], with decay and the scaler's factor.
 
-        The mean of the plain losses is appended to ``means``.
+        The plain losses, and the rows that they are of, are appended to ``passes``.
         """
         losses, logits = self.losses(x[rows], y[rows])
-        if not means:
+        if not passes:
             self.state.sums.add_clean_pass(losses.detach(), logits.detach(), y)
-        means.append(losses.detach().mean())
+        passes.append((losses.detach(), rows))
         strength = self.spec.recipe.l2
         decay = l2(self.state.model.parameters(), strength) if strength else 0.0
         return self.state.scaler.scale(share * (losses + decay))
@@ -94,12 +102,21 @@ class TrainingStep:
         return F.cross_entropy(logits.float(), y, reduction="none"), logits
 
     def warm_up(self, images: Tensor, labels: Tensor) -> None:
-        """Compile, tune and allocate by a pass that leaves no trace, so that the clock of the training starts later."""
-        size = self.spec.perturbation_batch
-        with preserved_buffers(self.state.model):
-            losses, _ = self.losses(images[:size], labels[:size])
-            losses.mean().backward()
-        self.state.optimizer.zero_grad()
+        """Compile, tune and allocate by steps that leave no trace, so that the clock of the training starts later.
+
+        These are a plain step and, where the run has sharp steps, a sharp one: a variant may have passes over fewer
+        images, without gradients or in evaluation mode, each of which is compiled and tuned by itself.
+        """
+        size, model = self.spec.perturbation_batch, self.state.model
+        x, y = images[:size], labels[:size]
+        methods = [rst.RST(self.state.method.model, rho=0.0, schedule=never())]
+        if self.state.method.gate.any():
+            rho, variant = self.spec.variant.rho, self.spec.build_variant()
+            methods += [rst.RST(self.state.method.model, rho=rho, schedule=always(), variant=variant)]
+        for method in methods:
+            with preserved_buffers(model), replayed_rng(rng_states([self.device])):
+                method.backward(lambda rows=slice(None): self.losses(x[rows], y[rows])[0])
+            self.state.optimizer.zero_grad()
 
 
 @torch.no_grad()

@@ -45,6 +45,56 @@ def test_two_data_sets_below_one_root_are_told_apart(tmp_path: Path, layout: str
     assert_same(load_made_up(tmp_path, tmp_path / "root", known=other), EXPECTED)
 
 
+@pytest.mark.parametrize("hidden", [".cache/cifar10", ".cifar10", "cifar10/.incomplete", "hub/.cifar10/cifar10"])
+def test_hidden_folders_are_not_searched(tmp_path: Path, hidden: str) -> None:
+    write_parquet(tmp_path / "root" / hidden)
+    with pytest.raises(FileNotFoundError, match="No cifar10 images"):
+        load_made_up(tmp_path, tmp_path / "root")
+
+
+def test_a_root_that_is_itself_below_a_hidden_folder_is_searched(tmp_path: Path) -> None:
+    write_parquet(tmp_path / ".cache" / "hub" / "plain_text")
+    assert_same(load_made_up(tmp_path, tmp_path / ".cache" / "hub"), EXPECTED)
+
+
+def test_hidden_files_are_not_taken_for_shards(tmp_path: Path) -> None:
+    """As macOS writes them beside each file on the disks of other systems."""
+    folder = write_parquet(tmp_path / "root")
+    for file in list(folder.iterdir()):
+        (folder / f"._{file.name}").write_bytes(b"not a parquet file")
+    (folder / ".DS_Store").write_bytes(b"not a parquet file")
+    assert_same(load_made_up(tmp_path, folder), EXPECTED)
+
+
+HUB = "datasets--x--cifar10/snapshots"
+
+
+@pytest.mark.parametrize("missing", ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"])
+@pytest.mark.parametrize("whole", [f"{HUB}/b/plain_text", "hub/cifar10/plain_text"])
+def test_a_partial_folder_does_not_hide_a_whole_one(tmp_path: Path, missing: str, whole: str) -> None:
+    write_parquet(tmp_path / "root" / whole)
+    for partial in (f"{HUB}/a/plain_text", "cifar10/plain_text"):
+        folder = write_parquet(tmp_path / "root" / partial)
+        (folder / f"{missing}.parquet").unlink()
+    assert_same(load_made_up(tmp_path, tmp_path / "root"), EXPECTED)
+
+
+def test_a_link_to_a_file_that_was_not_downloaded_makes_a_folder_partial(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "root" / HUB / "b" / "plain_text")
+    file = write_parquet(tmp_path / "root" / HUB / "a" / "plain_text") / "train-00001-of-00002.parquet"
+    file.unlink()
+    file.symlink_to("../../../blobs/nothing")
+    assert_same(load_made_up(tmp_path, tmp_path / "root"), EXPECTED)
+
+
+def test_where_no_folder_is_whole_the_first_one_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    for name in "ab":
+        folder = write_parquet(tmp_path / "root" / HUB / name / "plain_text")
+        (folder / f"train-0000{int(name == 'b')}-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"snapshots/a/plain_text/train-00000-of-00002\.parquet is missing"):
+        load_made_up(tmp_path, tmp_path / "root")
+
+
 @pytest.fixture
 def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the made-up data set as files of torchvision, which is told their MD5 sums."""
@@ -73,6 +123,22 @@ def test_the_files_of_torchvision_give_the_same_data_set(
     tmp_path: Path, batches: Path, source: str, inside: bool
 ) -> None:
     assert_same(load_made_up(tmp_path, batches if inside else batches.parent, source), EXPECTED)
+
+
+def test_whole_files_of_torchvision_are_taken_where_the_parquet_files_are_partial(
+    tmp_path: Path, batches: Path
+) -> None:
+    (write_parquet(batches.parent / "cifar10" / "plain_text") / "test-00000-of-00001.parquet").unlink()
+    assert_same(load_made_up(tmp_path, batches.parent, "auto"), EXPECTED)
+
+
+def test_partial_files_of_torchvision_do_not_hide_whole_ones(tmp_path: Path, batches: Path) -> None:
+    shutil.copytree(batches, tmp_path / "root" / "a" / batches.name)
+    (tmp_path / "root" / "a" / batches.name / "b2").unlink()
+    batches.rename(tmp_path / "whole")
+    (tmp_path / "root" / "b").mkdir()
+    (tmp_path / "whole").rename(tmp_path / "root" / "b" / batches.name)
+    assert_same(load_made_up(tmp_path, tmp_path / "root", "torchvision"), EXPECTED)
 
 
 def test_an_error_names_a_damaged_file_of_torchvision(tmp_path: Path, batches: Path) -> None:

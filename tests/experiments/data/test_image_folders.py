@@ -117,3 +117,30 @@ def test_the_check_names_every_damaged_file_in_one_sentence(copy: Path) -> None:
     assert all(str(path) in message for path in (truncated, empty, text))
     assert message.count(".JPEG") == 3
     assert "\n" not in message
+
+
+# Hidden files and folders ---------------------------------------------------------------------------------------------
+
+
+def test_hidden_files_and_folders_are_not_taken_for_images_or_classes(tmp_path: Path) -> None:
+    """As macOS and downloads leave them among the images."""
+    root = make_image_tree(tmp_path)
+    before = open_imagenet(root)
+    for split in ("train", "val"):
+        image = next((root / split / "n01").iterdir())
+        for hidden in (".cache", "n01/.thumbnails"):
+            (root / split / hidden).mkdir()
+            (root / split / hidden / image.name).write_bytes(image.read_bytes())
+        (root / split / "n01" / f"._{image.name}").write_bytes(b"not an image")
+        (root / split / ".DS_Store").write_bytes(b"not an image")
+    after = open_imagenet(root)
+    assert after.classes == before.classes
+    assert after.digest == before.digest
+
+
+def test_a_split_with_hidden_folders_alone_has_no_class_folders(tmp_path: Path) -> None:
+    root = make_image_tree(tmp_path)
+    for folder in list((root / "val").iterdir()):
+        folder.rename(folder.with_name(f".{folder.name}"))
+    with pytest.raises(FileNotFoundError, match=rf"^{root / 'val'} has no class folders"):
+        open_imagenet(root)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rst.experiments.errors import InputError
 from rst.experiments.launch import local
 from rst.experiments.launch.local import run
-from rst.experiments.runs.record import SUMMARY_KEYS
+from rst.experiments.runs.record import SUMMARY_KEYS, Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun, runs_of
 from rst.experiments.training import loop
@@ -73,7 +73,7 @@ def test_a_run_that_is_done_is_not_trained_again(trained: list[PlannedRun], caps
     before = [written_at(planned) for planned in trained]
     assert run(trained) == []
     assert [written_at(planned) for planned in trained] == before
-    assert "8 runs: 8 done, 0 half done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
+    assert "8 runs: 8 done, 0 diverged, 0 half done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
 
 
 def test_a_run_whose_folder_was_deleted_is_the_only_one_that_is_trained_again(copied: list[PlannedRun]) -> None:
@@ -125,9 +125,38 @@ def test_a_run_that_fails_is_named_and_recorded_and_does_not_stop_the_others_and
 
     sam.checkpoint.unlink()
     assert run(runs, workers=1) == []
-    assert "4 runs: 3 done, 0 half done, 0 running, 1 failed, 0 missing" in capsys.readouterr().out
+    assert "4 runs: 3 done, 0 diverged, 0 half done, 0 running, 1 failed, 0 missing" in capsys.readouterr().out
     assert statuses(runs) == ["done"] * 4
     assert not (sam.folder / "failure.txt").exists()
+
+
+def test_a_run_that_diverges_is_neither_a_failure_nor_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = demo(tmp_path, "optimizer.lr=1e30")[:2]
+    assert run(runs, workers=1) == []
+    assert statuses(runs) == ["diverged"] * 2
+    assert capsys.readouterr().out.count("the run has diverged") == 2
+    starts = [planned.record.starts for planned in runs]
+    assert run(runs, workers=1) == []
+    assert [planned.record.starts for planned in runs] == starts
+    assert "2 runs: 0 done, 2 diverged, 0 half done" in capsys.readouterr().out
+
+
+def test_images_or_devices_that_are_missing_are_said_before_a_run_starts(
+    trained: list[PlannedRun], tmp_path: Path
+) -> None:
+    nowhere = trained[0].spec.changed(
+        dataset={"name": "cifar10", "source": "auto", "root": str(tmp_path)}, paths={"data": str(tmp_path)}
+    )
+    missing = [PlannedRun(nowhere, Record(tmp_path / "missing"))]
+    with pytest.raises(InputError):
+        local.check(missing)
+    elsewhere = trained[0].spec.changed(device="cuda:99")
+    with pytest.raises(InputError, match="device=cuda:99"):
+        local.check([*demo(tmp_path), PlannedRun(elsewhere, Record(tmp_path / "elsewhere"))])
+    local.check([PlannedRun(elsewhere, trained[0].record)])  # It is done.
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_is_killed_fails_the_run_it_was_training_and_no_other(tmp_path: Path) -> None:
@@ -194,7 +223,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_one_that_was_not(
         assert record.status == "half done"
 
     assert run(runs, workers=1) == run(undisturbed, workers=1) == []
-    assert "1 runs: 0 done, 1 half done" in capsys.readouterr().out
+    assert "1 runs: 0 done, 0 diverged, 1 half done" in capsys.readouterr().out
     assert len(record.metrics) == 60
     assert without_times(record) == without_times(undisturbed[0].record)
 

@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rst.experiments.runs.record import SUMMARY_KEYS, Record
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+
+CPU = {"device": "cpu", "devices": 1, "threads": 1}
 
 
 @contextmanager
@@ -31,9 +34,13 @@ def moved(table: Table, runs: Path) -> Table:
     return replace(table, cells=cells)
 
 
-def finish(run: PlannedRun, **came_out: float) -> None:
-    """Write the record of a run that has ended with these values in its summary; all other values are 1."""
+def finish(run: PlannedRun, on: Mapping[str, Any] = CPU, **came_out: float | None) -> None:
+    """Write the record of a run that has ended with these values in its summary; all other values are 1.
+
+    ``on`` is what the run ran on.
+    """
     with run.record.training(run.spec):
+        run.record.append_start(dict(on))
         run.record.finish(dict.fromkeys(SUMMARY_KEYS, 1) | {"seed": run.spec.seed} | came_out)
 
 

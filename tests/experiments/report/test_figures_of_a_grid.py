@@ -90,7 +90,7 @@ def test_a_training_that_failed_does_not_take_the_colours_of_the_other_cells_of_
 
 @pytest.mark.parametrize("kind", ["error_over_cost", "summary", "extra_time", "heatmap"])
 def test_a_figure_without_runs_says_how_to_get_them(load: Load, kind: str, tmp_path: Path) -> None:
-    assert "no runs yet:\nmake grid SCALE=paper" in texts(draw(moved(as_if(load(), kind), tmp_path)))
+    assert "no runs yet:\nmake grid" in texts(draw(moved(as_if(load(), kind), tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["error_over_cost", "summary", "heatmap"])

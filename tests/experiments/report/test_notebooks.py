@@ -40,6 +40,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def execute(folder: str, *figures: int) -> NotebookNode:
         notebook = read(FIGURES)
         setting_up, *rest = code_of(notebook)
+        project = f"pathlib.Path({str(tmp_path)!r})"
+        moved = f"import pathlib, rst.experiments.compose\nrst.experiments.compose.PROJECT = {project}"
+        setting_up.source = f"{moved}\n{setting_up.source}"
         notebook.cells = [setting_up, *(rest[figure - 1] for figure in figures)]
         client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / folder)}})
         return client.execute()

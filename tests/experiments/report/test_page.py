@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from made_up_runs import finished, table_files
+from made_up_runs import finish, finished, moved, table_files
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import page
@@ -157,14 +157,47 @@ def test_a_table_shows_all_numbers_of_its_readable_form(shown: Page, tables: lis
 
 def test_each_number_has_a_header_of_its_row_and_of_its_column(shown: Page) -> None:
     assert set(shown.values("scope")) == {"row", "col", "rowgroup"}
-    assert shown.texts("th", scope="rowgroup") == ["Cifar10", "Cifar100"]
+    assert shown.texts("th", scope="rowgroup") == ["digits as Cifar10", "digits as Cifar100"]
     assert shown.texts("th", scope="row")[:3] == ["SGD", "SAM", "RST <b id=x> †"]
 
 
-def test_the_columns_of_the_paper_have_a_look_of_their_own(shown: Page, tables: list[Table]) -> None:
+def test_the_columns_of_the_paper_have_a_look_of_their_own(load: Load) -> None:
+    tables = load(names=["table01"])
+    shown = Page(page.write(tables))
     headers = [text for text in shown.texts("th", scope="col") if text.startswith("Paper")]
     assert headers == shown.texts("th", **{"class": "theirs"}) == ["Paper [%]", "Paper time"]
     assert shown.texts("td", **{"class": "theirs"})[0] == readable(tables[0])["Paper [%]"][0]
+
+
+def test_at_a_smaller_scale_nothing_of_the_paper_is_on_the_page(shown: Page) -> None:
+    assert not [text for text in shown.texts("th") if text.startswith(("Paper", "Difference"))]
+    assert shown.texts("td", **{"class": "theirs"}) == []
+
+
+def test_the_page_calls_networks_and_images_of_a_smaller_scale_by_what_they_are(shown: Page) -> None:
+    assert any(text.startswith("slim ResNet18") for text in shown.texts("dd"))
+    assert any(text.startswith("slim ResNet18, digits as Cifar10, SGD") for text in shown.texts("li"))
+
+
+def test_a_page_of_digits_alone_names_no_scale(tmp_path: Path) -> None:
+    text = "title: Digits\nseeds: 1\noverrides: [dataset=digits, model=wrn10_1]\nrows: {SGD: [scheme=sgd]}\n"
+    with table_files(tmp_path, {"digits": text}):
+        shown = Page(page.write([load_table("digits", [f"paths.runs={tmp_path}/runs"])]))
+    assert shown.texts("title") == ["RST, results"]
+    assert shown.texts("p", **{"class": "lead"}) == ["Images: digits."]
+    assert "make digits trains all 1" in " ".join(shown.texts("p"))
+
+
+def test_the_page_says_how_many_runs_of_a_cell_diverged(load: Load, tmp_path: Path) -> None:
+    [table] = [moved(table, tmp_path / "runs") for table in load(names=["figure02"])]
+    for run in table.cells[1].runs:
+        if run.spec.seed == 4:
+            with run.record.training(run.spec):
+                run.record.diverge(3, "it diverged")
+        else:
+            finish(run)
+    shown = Page(page.write([table]))
+    assert "4/5, 1 diverged" in shown.texts("td", **{"class": "n short"})
 
 
 def test_a_cell_that_lacks_runs_says_how_many_it_has(shown: Page) -> None:

@@ -3,9 +3,13 @@
 import functools
 import io
 import re
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -128,7 +132,7 @@ def test_a_table_without_runs_shows_what_follows_from_its_specs(load: Load) -> N
     assert lines["Δη by Table 2"].to_dict() == {"SGD": "0.000000", "GNR": "1.000000", "G-RST": "0.250000", "sine": ""}
     assert lines.loc["G-RST", "Δη by steps"] == "0.249167"  # in 300 steps, half the rise of a step too little
     assert lines.loc["G-RST", "Deviation"] == "-8.3e-04"
-    assert caption_of(table).startswith("T = 300 steps; scale: `paper`.")
+    assert caption_of(table).startswith("T = 300 steps. Δη:")
     assert [file.name for file in tables.write(table)] == ["formulas.md", "formulas.csv", "formulas.tex"]
 
 
@@ -142,13 +146,21 @@ def test_the_caption_says_what_the_numbers_are_of(load: Load) -> None:
         "data: `digits` (real images, 1,000 for training, 797 for testing (Cifar10), real images, 1,000 for training "
         "with 20% of their labels wrong, 797 for testing (Cifar100));",
         "epochs: 20 (WRN28-10), 1,200 (ViT-B16);",
+        "20 (WRN28-10), 1,200 (ViT-B16); seeds: 5.",  # Digits alone have no scale.
+    ):
+        assert fact in caption
+
+
+def test_the_caption_says_where_the_papers_numbers_are_from(load: Load) -> None:
+    caption = caption_of(with_two_runs_a_cell(load("cifar")))
+    for fact in (
         "scale: `paper`; seeds: 5.",
         "mean ± standard deviation over seeds of the test error after the last epoch",
-        "`results/paper/table03.csv`",
+        "`results/paper/table01.csv`",
         "95 % interval: of the difference, by Welch's t-test",
     ):
         assert fact in caption
-    assert "no target" not in caption
+    assert "not shown beside" not in caption
 
 
 def test_a_smaller_scale_is_named_and_its_files_have_a_folder_of_their_own(load: Load, tmp_path: Path) -> None:
@@ -157,14 +169,14 @@ def test_a_smaller_scale_is_named_and_its_files_have_a_folder_of_their_own(load:
     assert (
         "data: `cifar10` (digits standing in, 128 for training, 100 for testing); epochs: 2; scale: `smoke`" in caption
     )
-    assert "Images, networks and epochs are not the paper's, so that its numbers are no target for these." in caption
+    assert "Images, networks and epochs are not the paper's, so that its numbers are not shown beside these." in caption
     assert {file.parent.relative_to(tmp_path).parts[0] for file in tables.write(table)} == {"smoke-digits"}
 
 
 def test_digits_in_place_of_a_data_set_have_a_folder_of_their_own(load: Load, tmp_path: Path) -> None:
     table = load("cifar", "dataset.source=digits")
     assert folder_of(table) == tmp_path / "paper-digits"
-    assert "no target" in caption_of(table)
+    assert "not shown beside these" in caption_of(table)
     assert folder_of(load("cifar")) == tmp_path
 
 
@@ -249,3 +261,56 @@ def test_the_line_of_a_run_in_the_records_does_not_depend_on_the_order_of_writin
     assert "10.0" not in texts[0]
     assert (lines["test_error"] == 3.25).all()
     assert not [key for key in lines if key.startswith(("paths", "wandb", "slurm", "dataset.root"))]
+
+
+# ------------------------------------------------------------------------------------------------------ records.csv
+
+
+def test_two_reports_at_once_lose_no_line_of_the_records(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, other = load("alone"), load("other")
+    for run in {run.record.id: run for table in (alone, other) for run in table.runs}.values():
+        finish(run)
+    merged = tables._merged_records
+
+    def slow(*arguments: Any) -> str:
+        text = merged(*arguments)
+        time.sleep(0.3)  # The other report has the time to read the file.
+        return text
+
+    monkeypatch.setattr(tables, "_merged_records", slow)
+    reports = [threading.Thread(target=tables.write, args=(table,)) for table in (alone, other)]
+    for report in reports:
+        report.start()
+    for report in reports:
+        report.join()
+    records = pd.read_csv(folder_of(alone) / "records.csv")
+    assert sorted(records["id"]) == sorted({run.record.id for table in (alone, other) for run in table.runs})
+
+
+def test_runs_without_a_record_leave_the_records_only_where_that_is_asked_for(load: Load) -> None:
+    alone, other = load("alone"), load("other")
+    for run in {run.record.id: run for table in (alone, other) for run in table.runs}.values():
+        finish(run)
+    gone = other.runs[-1].record  # It is in this table alone.
+    tables.write(other)
+    shutil.rmtree(gone.folder)
+    *_, file = tables.write(alone)
+    assert gone.id in set(pd.read_csv(file)["id"])
+    tables.write(alone, prune=True)
+    assert sorted(pd.read_csv(file)["id"]) == sorted({run.record.id for run in (*alone.runs, *other.runs[:-1])})
+
+
+def test_pruning_makes_a_file_of_records_where_there_is_none(load: Load) -> None:
+    table = load("alone")
+    finish(table.runs[0])
+    *_, file = tables.write(table, prune=True)
+    assert pd.read_csv(file)["id"].tolist() == [table.runs[0].record.id]
+
+
+def test_a_run_whose_memory_nobody_knows_has_an_empty_cell_in_the_records(load: Load) -> None:
+    table = load("alone")
+    finish(table.runs[0], peak_memory_bytes=None)
+    finish(table.runs[1], peak_memory_bytes=2**30)
+    *_, file = tables.write(table)
+    memory = pd.read_csv(file, dtype=str, keep_default_na=False, index_col="id")["peak_memory_bytes"]
+    assert memory[[run.record.id for run in table.runs[:2]]].tolist() == ["", str(2**30)]

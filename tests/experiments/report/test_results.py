@@ -12,24 +12,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from made_up_runs import finish, moved, table_files
+from made_up_runs import CPU, finish, moved, table_files
 from scipy import stats
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import tables
-from rst.experiments.report.results import folder_of, results
+from rst.experiments.report.results import dataset_of, folder_of, network_of, results
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import PlannedRun, Table, load_table
 
 SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
 
+PAPER = "[model=resnet18, wandb.mode=disabled, device=cpu]"
+"""Runs at the paper's scale, on its own images, which are not there: no run is trained."""
+
 FILES = {
-    # Cells of Table 3, with digits as their images. The paper's text has lost ViT-B16 on Cifar100.
+    # Cells of Table 3. The paper's text has lost ViT-B16 on Cifar100.
     "beside": f"""
         title: Beside the paper
         paper: table03
-        overrides: {SMALL}
-        datasets: {{Cifar10: [], Cifar100: [dataset.label_noise=0.2]}}
+        overrides: {PAPER}
+        datasets: {{Cifar10: [dataset=cifar10], Cifar100: [dataset=cifar100]}}
         networks: {{WRN28-10: []}}
         rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "G-RST[50%]": [scheme=grst]}}
         groups:
@@ -58,8 +61,8 @@ FILES = {
         paper: table04
         metrics: [test_error, top5_error]
         seeds: 3
-        overrides: {SMALL}
-        datasets: {{ImageNet: []}}
+        overrides: {PAPER}
+        datasets: {{ImageNet: [dataset=imagenet]}}
         networks: {{ResNet50: []}}
         rows: {{SAM: [scheme=sam]}}
         """,
@@ -184,6 +187,117 @@ def test_a_metric_that_no_run_has_is_answered_with_those_there_are(load: Load) -
         InputError, match=r"alone\.yaml, metrics: there is no accuracy: choose of test_error, top5_error"
     ):
         results(replace(load("alone"), metrics=["accuracy"]))
+
+
+# ------------------------------------------------------------------------------------------------------------- times
+
+
+def test_times_are_not_divided_between_runs_of_unequal_conditions(load: Load) -> None:
+    table = load("times")
+    for run, threads in zip(table.runs, (1, 2, 1), strict=True):
+        finish(run, on=CPU | {"threads": threads}, train_seconds=100 * (1 + run.spec.mean_p))
+    times = results(table).set_index("row")
+    assert times["relative_time"].fillna(0).to_dict() == {"SGD": 1, "SAM": 0, "RST[p = 0.3]": 1.3}
+    assert times["relative_extra_time"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"device": "NVIDIA H100"}, {"devices": 2}, {"autocast": "bfloat16"}, {"tf32": True}),
+        *({"channels_last": True}, {"compile": True}, {"deterministic": True}),
+    ],
+    ids=str,
+)
+def test_each_condition_tells_times_apart(load: Load, other: dict[str, object]) -> None:
+    sgd, sam, _ = (table := load("times")).runs
+    finish(sgd, train_seconds=100)
+    finish(sam, on=CPU | other, train_seconds=200)
+    assert math.isnan(results(table).set_index("row").loc["SAM", "relative_time"])
+
+
+def test_times_are_compared_over_the_seeds_that_both_rows_have(load: Load) -> None:
+    """The machine was twice as slow in seed 1, which SAM alone has."""
+    table = load("alone")
+    finish(runs_of_cell(table, "SGD")[0], train_seconds=100)
+    for run, seconds in zip(runs_of_cell(table, "SAM"), (190, 380), strict=True):
+        finish(run, train_seconds=seconds)
+    line = results(table).set_index("row").loc["SAM"]
+    assert line["relative_time"] == 1.9
+    assert line["train_seconds"] == 285
+
+
+def test_a_run_that_went_on_under_other_conditions_has_no_time_to_compare(load: Load) -> None:
+    sgd, sam, _ = (table := load("times")).runs
+    finish(sgd)
+    sam.record.folder.mkdir(parents=True)
+    sam.record.append_start(CPU | {"threads": 4})
+    finish(sam)
+    assert math.isnan(results(table).set_index("row").loc["SAM", "relative_time"])
+
+
+def test_equal_times_of_sgd_and_sam_give_no_extra_time(load: Load) -> None:
+    table = load("times")
+    for run in table.runs:
+        finish(run, train_seconds=100)
+    assert results(table)["relative_extra_time"].isna().all()
+
+
+# -------------------------------------------------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize(
+    ("done", "diverged", "text"),
+    [
+        (4, 1, "3.00 ± 0.00 (n = 4/5, 1 diverged)"),
+        (0, 5, "n = 0/5, 5 diverged"),
+        (3, 1, "3.00 ± 0.00 (n = 3/5, 1 diverged)"),
+    ],
+)
+def test_a_cell_says_how_many_of_its_runs_diverged(load: Load, done: int, diverged: int, text: str) -> None:
+    table = load("beside")
+    runs = runs_of_cell(table, "SAM", "Cifar10")
+    for run in runs[:done]:
+        finish(run, test_error=3.0)
+    for run in runs[done : done + diverged]:
+        with run.record.training(run.spec):
+            run.record.diverge(7, "the loss is not finite")
+    assert shown(table, "SAM", "Cifar10")["Ours [%]"] == text
+    assert results(table)["diverged"].sum() == diverged
+
+
+# --------------------------------------------------------------------------------------------- other images and sizes
+
+
+@pytest.mark.parametrize("other", ["scale=smoke", "scale=cpu", "dataset.source=digits"])
+def test_off_the_papers_setting_there_is_none_of_its_numbers(tmp_path: Path, other: str) -> None:
+    table = moved(load_table("beside", [other]), tmp_path / "runs")
+    for run in table.runs:
+        finish(run, test_error=3 + run.spec.seed)
+    frame = results(table)
+    theirs = ["paper_mean", "paper_std", "paper_relative_time", "difference", "difference_low", "p_value"]
+    assert frame[theirs].isna().all().all()
+    assert frame["mean"].notna().all()
+    assert not {"Paper [%]", "Difference", "95 % interval", "Paper time"} & set(tables.readable(table))
+    assert "Test error [%]" in tables.readable(table)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "network", "dataset"),
+    [
+        ([], "WRN28-10", "Cifar10"),
+        (["scale=cpu", "dataset.source=auto"], "slim WRN28-10", "Cifar10"),
+        (["scale=smoke"], "slim WRN28-10", "digits as Cifar10"),
+        (["dataset.source=digits"], "WRN28-10", "digits as Cifar10"),
+    ],
+)
+def test_labels_say_where_a_network_is_slim_and_where_digits_stand_in(
+    overrides: list[str], network: str, dataset: str
+) -> None:
+    table = load_table("beside", overrides)
+    assert (network_of(table.cells[0]), dataset_of(table.cells[0])) == (network, dataset)
+    line = tables.readable(table).iloc[0]
+    assert (line["Network"], line["Data set"]) == (network, dataset)
 
 
 # ------------------------------------------------------------------------------------------------ the paper's numbers

@@ -74,7 +74,16 @@ FIXED_BY_OTHERS = {
 
 NOT_IN_THE_ID = {
     *("device", "devices", "channels_last", "compile", "deterministic", "scale", "max_seeds", "datasets"),
-    *("evaluate", "evaluate_every", "dataset.root", "dataset.source", "paths.data", "paths.cache", "paths.runs"),
+    *(
+        "force",
+        "evaluate",
+        "evaluate_every",
+        "dataset.root",
+        "dataset.source",
+        "paths.data",
+        "paths.cache",
+        "paths.runs",
+    ),
     *("wandb.mode", "wandb.project", "wandb.group", "wandb.job_type"),
     *(f"slurm.{key}" for key in OmegaConf.load(CONFIGS / "train.yaml").slurm),
     "recipe.rho",  # which counts as variant.rho

@@ -91,6 +91,22 @@ def test_without_a_key_the_run_folder_has_copies_of_the_records_files(config, mo
         assert (folder / name).read_bytes() == (record.folder / name).read_bytes()
 
 
+def test_where_online_is_asked_for_without_a_key_one_sentence_names_the_folder_to_sync(started):
+    with pytest.warns(UserWarning, match="W&B") as caught:
+        mirror, record = started("wandb.mode=online")
+    mirror.close()
+    (sentence,) = (str(warning.message) for warning in caught)
+    assert sentence.startswith("W&B finds no API key")
+    assert f"wandb sync {copies(record).parents[1]} sends it" in sentence
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_a_run_that_does_not_ask_for_online_says_nothing_of_keys(started, mode):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        started(f"wandb.mode={mode}")[0].close()
+
+
 def test_wandb_sync_brings_to_the_server_what_a_run_with_network_sends(config, server):
     record = train(config("wandb.mode=offline", *NAMES), show_progress=False)
     assert not server.runs
@@ -142,7 +158,7 @@ class Broken:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.calls, self.dir = name, [], folder
-        settings = types.SimpleNamespace(api_key=None, base_url="https://api.wandb.ai")
+        settings = types.SimpleNamespace(api_key="a key", base_url="https://api.wandb.ai")
         self.setup = lambda: types.SimpleNamespace(settings=settings)
         self.summary = self  # It has a result and one other metric of an epoch.
         for method in ("define_metric", "log", "update", "save", "finish"):

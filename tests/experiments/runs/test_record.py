@@ -1,6 +1,7 @@
 """What a record holds, and that nothing in it is lost, mixed up or half written."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -10,17 +11,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from stopped_runs import whole_checkpoints
 
 import rst
 from rst.experiments import build
 from rst.experiments.data import load
+from rst.experiments.devices import peak_memory, reset_peak_memory
 from rst.experiments.errors import InputError
 from rst.experiments.models import WideResNet
 from rst.experiments.runs import environment
 from rst.experiments.runs.identity import run_id
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.record import Locked, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint, loop, train
+from rst.variants import ESAM
+from rst.variants.variant import Closure
 
 Config = Callable[..., RunSpec]
 
@@ -146,7 +151,8 @@ def test_sharp_steps_and_propagations_are_those_of_the_gate_and_those_counted(
     finally:
         hook.remove()
     sharp = int(gate.sum())
-    warm_up = 32 / micro_batches  # One pass over a micro-batch, before the clock starts, is not counted.
+    # A plain step and, if there are any, a sharp one on a micro-batch, before the clock starts, are not counted.
+    warm_up = (3 if sharp else 1) * 32 / micro_batches
     assert summary["sharp_steps"] == sharp
     assert summary["propagations"] == 6 + sharp == (images - warm_up) / 32
     assert summary["extra_propagations_realised"] == pytest.approx(sharp / 6)
@@ -162,6 +168,24 @@ def test_the_loss_gap_of_a_sharp_step_is_perturbed_minus_clean_loss(config: Conf
         assert line["clean_loss"] is line["perturbed_loss"] is line["loss_gap"] is None
 
 
+def test_both_losses_of_esam_are_over_the_images_of_its_perturbed_pass(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select, expected = ESAM.select, []
+
+    def noted(self: ESAM, closure: Closure, clean_losses: torch.Tensor) -> tuple[Any, float, float]:
+        rows, *costs = select(self, closure, clean_losses)
+        expected.append(float(clean_losses[rows].mean()))
+        return rows, *costs
+
+    monkeypatch.setattr(ESAM, "select", noted)
+    spec = config("scheme=sam", "variant=esam", "recipe.l2=0", "recipe.perturbation_batch=32", "recipe.epochs=1")
+    [line] = train(spec, show_progress=False).metrics
+    _warm_up, *steps = expected
+    assert line["clean_loss"] == pytest.approx(sum(steps) / len(steps))
+    assert line["clean_loss"] != pytest.approx(line["train_loss"], rel=1e-3)
+
+
 def test_evaluation_is_not_in_the_training_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda *arguments: time.sleep(0.5) or evaluate(*arguments))
@@ -175,13 +199,61 @@ def test_an_epoch_that_was_not_evaluated_has_no_test_error(config: Config) -> No
     assert [line.get("test_error") is not None for line in metrics] == [False, True, False, True, True]
 
 
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_the_peak_memory_of_a_run_is_its_own_and_not_that_of_earlier_runs(config: Config) -> None:
+    device = torch.device("cpu")
+    reset_peak_memory(device)
+    if peak_memory(device) is None:
+        pytest.skip("this system does not tell the memory of a part of a process")
+    large, small = (
+        train(config("recipe.epochs=1", *more), show_progress=False).summary["peak_memory_bytes"]
+        for more in (
+            ("model=wrn16_2", "dataset.train_images=900", "recipe.batch_size=900", "recipe.perturbation_batch=900"),
+            ("dataset.train_images=32",),
+        )
+    )
+    assert small < large - 50e6
+
+
+def test_a_memory_that_nobody_can_tell_is_null(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # as where there is no /proc
+    assert peak_memory(torch.device("cpu")) is None
+    monkeypatch.setattr(loop, "peak_memory", lambda device: None)
+    summary = train(config("recipe.epochs=1"), show_progress=False).summary
+    assert summary["peak_memory_bytes"] is None
+
+
+# ---------------------------------------------------------------------------------------------------------- set aside
+
+
+def test_a_record_that_is_set_aside_keeps_its_files_under_the_next_free_name(tmp_path: Path) -> None:
+    record = Record(tmp_path / "an-id")
+    assert record.set_aside() is None
+    for number in (1, 2):
+        record.fail(f"attempt {number}")
+        assert record.set_aside() == tmp_path / f"an-id.old-{number}"
+        assert (tmp_path / f"an-id.old-{number}" / "failure.txt").read_text() == f"attempt {number}\n"
+        assert not record.folder.exists()
+
+
+def test_a_record_that_is_being_trained_is_not_set_aside(config: Config) -> None:
+    record = open_record(config())
+    match = f"run {record.id} is being trained by another process"
+    with record.training(config()), pytest.raises(Locked, match=match):
+        record.set_aside()
+    assert record.folder.exists()
+
+
 # ---------------------------------------------------------------------------------------------------- what can go wrong
 
 
 @pytest.fixture
 def unfinished(config: Config) -> Record:
     """A run with one checkpoint, whose summary is still to be written."""
-    record = train(config(), show_progress=False)
+    with whole_checkpoints():
+        record = train(config(), show_progress=False)
     (record.folder / "summary.json").unlink()
     (record.folder / "checkpoint.previous.pt").unlink()
     return record

@@ -44,7 +44,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     # The tail has no sharp step in epoch 0, so that some of its metrics are None.
     run = ("model=wrn10_1", "scheme=rst", "schedule=tail", "schedule.fraction=0.5", "device=cpu")
     recipe = ("scale=smoke", "recipe.batch_size=32", "wandb.mode=offline", "wandb.group=table03")
-    paths = [f"paths.{key}={folder / key}" for key in ("data", "cache", "runs")]
+    paths = [f"paths.{key}={folder / key}" for key in ("cache", "runs")]
     spec = compose([*images, *run, *recipe, *paths])
     record, save, saved = open_record(spec), checkpoint.save, []
 

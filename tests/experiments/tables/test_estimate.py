@@ -1,5 +1,6 @@
 """What the runs of tables will cost: their passes, the time of a pass, and the dry run that prints both."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -7,14 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from demo_runs import TINY, demo, table_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rst.experiments.compose import compose
+from rst.experiments.launch import local
+from rst.experiments.runs.record import Record
 from rst.experiments.tables import estimate
-from rst.experiments.tables.estimate import NETWORKS, plan, speed
+from rst.experiments.tables.estimate import NETWORKS, Forecast, Speed, forecast, plan, speed
 from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training import train
 
@@ -47,7 +51,7 @@ def test_a_dry_run_trains_nothing_and_lists_what_a_sweep_would_cost(
     overrides = [*TINY, f"paths.runs={tmp_path / 'runs'}", "max_seeds=1"]
     assert script("sweep", "demo", "table05", "--dry-run", *overrides) == 0
     printed = capsys.readouterr().out
-    assert "In all 4 runs: 0 done, 0 half done, 0 running, 0 failed, 4 missing" in printed
+    assert "In all 4 runs: 0 done, 0 diverged, 0 half done, 0 running, 0 failed, 4 missing" in printed
     assert re.search(r"missing +4 +SAM +digits-wrn10_1-n64-e1-constant-p1", printed)
     assert "unknown: no run of wrn10_1 has been timed" in printed
     assert "12 passes left: " in printed  # in 2 steps SGD makes 2, SAM 4, RST and G-RST 3 each
@@ -68,7 +72,9 @@ def test_a_word_that_names_no_table_is_refused_in_a_sentence(
     script: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert script("sweep", "demos", "--dry-run") == 1
-    assert re.match(r"sweep.py: there is no table demos: choose one of .*demo", capsys.readouterr().err)
+    assert re.match(r"sweep.py: there is no table demos: did you mean demo\?", capsys.readouterr().err)
+    assert script("sweep", "table3", "--dry-run") == 1
+    assert "there is no table table3: did you mean table03?" in capsys.readouterr().err
     assert script("sweep", "seed=1") == 2
     assert "no table: write a file of configs/tables" in capsys.readouterr().err
 
@@ -138,3 +144,117 @@ def test_sgd_is_estimated_to_take_the_time_that_the_paper_prints(
 def test_a_network_that_nobody_has_timed_has_no_time(tmp_path: Path) -> None:
     assert speed(compose(["model=wrn16_1", f"paths.runs={tmp_path}"])) is None
     assert speed(compose(["model=resnet18", "scale=smoke", f"paths.runs={tmp_path}"])) is None
+
+
+def test_the_time_of_a_pass_on_several_devices_counts_each_of_them(copied: list[PlannedRun]) -> None:
+    alone = speed(copied[0].spec)
+    for planned in copied:
+        starts = planned.record.folder / "starts.jsonl"
+        starts.write_text(json.dumps(planned.record.environment | {"devices": 4}) + "\n")
+    together = speed(copied[0].spec)
+    assert alone
+    assert together
+    assert together.seconds == pytest.approx(4 * alone.seconds)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"autocast": "bfloat16"}, {"tf32": True}, {"channels_last": True}, {"compile": True}),
+        *({"deterministic": True}, {"recipe": {"perturbation_batch": 16}}),
+    ],
+    ids=str,
+)
+def test_runs_with_another_flag_are_of_another_kind(trained: list[PlannedRun], change: dict[str, object]) -> None:
+    assert speed(trained[0].spec.changed(**change)) is None
+
+
+# --------------------------------------------------------------------------------------------- before a sweep starts
+
+
+def full_size(folder: Path, *overrides: str) -> list[PlannedRun]:
+    spec = compose(["dataset=cifar10", "scheme=sgd", f"paths.runs={folder}", *overrides])
+    return [PlannedRun(spec.changed(seed=seed), Record(folder / str(seed))) for seed in range(2)]
+
+
+def test_runs_that_are_done_or_diverged_take_no_time(copied: list[PlannedRun]) -> None:
+    assert forecast(copied, 1, False) == Forecast("0 runs to train.", False)
+    shutil.rmtree(copied[0].record.folder)
+    with copied[0].record.training(copied[0].spec):
+        copied[0].record.diverge(2, "it diverged")
+    assert forecast(copied, 1, False).sentence == "0 runs to train."
+
+
+@pytest.mark.parametrize(("workers", "devices"), [(1, 1), (2, 1), (1, 2)])
+def test_the_forecast_is_the_time_of_the_passes_that_are_left_shared_by_workers_and_devices(
+    copied: list[PlannedRun], monkeypatch: pytest.MonkeyPatch, workers: int, devices: int
+) -> None:
+    monkeypatch.setattr(estimate, "speed", lambda spec: Speed(3600.0, "cpu", "a test"))
+    shutil.rmtree(copied[2].record.folder)  # a run of SAM: 4 passes
+    change = {"devices": devices, "recipe": {"perturbation_batch": 16}}
+    runs = [PlannedRun(run.spec.changed(**change), run.record) for run in copied]
+    found = forecast(runs, workers, False)
+    hours = 4 / workers / devices
+    assert found == Forecast(
+        f"1 runs to train: about {hours:.2g} hours by {workers} workers, by the times of cpu.", False
+    )
+
+
+@pytest.mark.parametrize(("gpu_here", "days"), [(True, False), (False, True)])
+def test_full_size_runs_without_a_gpu_take_days(tmp_path: Path, gpu_here: bool, days: bool) -> None:
+    timed = forecast(full_size(tmp_path, "model=resnet18"), 8, gpu_here)
+    assert timed.days == days
+    assert ("without a GPU here" in timed.sentence) == days
+    unknown = forecast(full_size(tmp_path, "model=wrn16_1"), 8, gpu_here)
+    assert unknown == Forecast("2 runs to train: an unknown time for 2 of them.", days)
+
+
+def test_more_than_a_day_is_days_on_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "DAY", 0.01)
+    assert forecast(full_size(tmp_path, "model=resnet18"), 1, True).days
+
+
+def test_small_runs_of_unknown_time_start_without_a_question(tmp_path: Path) -> None:
+    assert not forecast(full_size(tmp_path, "scale=smoke"), 1, False).days
+    assert not forecast(demo(tmp_path), 1, False).days
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here, and no images looked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(local, "check", lambda runs: None)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_sweep_that_takes_days_starts_only_with_yes(
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[int] = []
+    monkeypatch.setattr(local, "run", lambda runs, workers: swept.append(len(runs)) or [])
+    words = ["table01", f"paths.runs={tmp_path / 'runs'}", "max_seeds=1"]
+    assert script("sweep", *words) == 1
+    out, err = capsys.readouterr()
+    assert "without a GPU here" in out
+    assert err.count("\n") == 1
+    assert "write --yes (with make: YES=1) to start all the same, or take scale=cpu or scale=smoke" in err
+    assert swept == []
+    assert script("sweep", *words, "--yes") == 0
+    assert len(swept) == 1
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("failures", [[], ["demo: SAM, seed 0: it failed"]])
+def test_a_sweep_says_its_time_first_and_writes_its_report_last_also_after_failures(
+    tmp_path: Path,
+    script: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    failures: list[str],
+) -> None:
+    monkeypatch.setattr(local, "run", lambda runs, workers: print("they are trained") or failures)
+    assert script("sweep", "demo", "--report", f"paths.runs={tmp_path / 'runs'}", "max_seeds=1") == bool(failures)
+    out = capsys.readouterr().out
+    assert out.index("4 runs to train") < out.index("they are trained") < out.index("# ") < out.index("Written:")
+    assert (tmp_path / "tables" / "demo.md").exists()
+    assert "scale" not in (tmp_path / "tables" / "demo.md").read_text()

@@ -23,9 +23,10 @@ COLUMNS = ("scale", "table", "group", "network", "dataset", "row", "id")
 
 def cells_of(scale: str) -> Iterator[tuple[str, ...]]:
     """A line of the file for each cell that has runs, with the id of seed 0; tables that the scale lacks have none."""
+    of_imagenet = ["paths.data=/nowhere"] * (scale == "paper")  # so that no folder of images of this machine counts
     for name in table_names():
         try:
-            table = load_table(name, [f"scale={scale}", "paths.data=/nowhere"])  # so that no folder of images counts
+            table = load_table(name, [f"scale={scale}", *of_imagenet * (name != "demo")])
         except NotAtThisScale:
             continue
         for cell in table.cells:

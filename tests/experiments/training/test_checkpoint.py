@@ -3,13 +3,13 @@
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stopped_runs import a_signal, assert_same_outcome
+from stopped_runs import a_signal, assert_same_outcome, whole_checkpoints
 
 from rst.experiments.errors import InputError
 from rst.experiments.runs.record import Record, open_record
@@ -23,6 +23,12 @@ Config = Callable[..., RunSpec]
 
 class Killed(BaseException):
     """The process ends here."""
+
+
+@pytest.fixture(autouse=True)
+def _whole() -> Iterator[None]:
+    with whole_checkpoints():
+        yield
 
 
 @pytest.fixture
@@ -160,7 +166,10 @@ def test_a_checkpoint_of_another_run_is_refused(config: Config, unfinished: Reco
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: content.pop("ranks"), "is of an earlier version of this project: finish it there, or delete"),
+        (
+            lambda content: content.pop("ranks"),
+            "has a network alone, not the state of its training: delete it to start anew",
+        ),
         (lambda content: content.pop("counters"), "does not fit the run, or is damaged: delete it"),
         (lambda content: content["counters"].update(unknown=1), "does not fit the run, or is damaged: delete it"),
         (lambda content: content.pop("lr_scheduler"), "does not fit the run, or is damaged: delete it"),

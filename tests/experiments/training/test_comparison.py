@@ -12,7 +12,7 @@ import rst
 from rst.experiments.build import build_model
 from rst.experiments.data.sources import load
 from rst.experiments.errors import InputError
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.record import Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint, comparison, train
 from rst.experiments.training.comparison import compare
@@ -30,10 +30,10 @@ def trained_with(place: str, value: Any, spec: RunSpec) -> Record:
         return train(spec, show_progress=False)
 
 
-def refusals(one: tuple, other: tuple) -> tuple[str, str]:
+def refusals(one: tuple, other: tuple, kind: type = InputError) -> tuple[str, str]:
     """What the two ranks say, each with something of its own replaced."""
     errors = on_ranks(trained_with, one, other)
-    assert [type(error) for error in errors] == [InputError, InputError], errors
+    assert [type(error) for error in errors] == [kind, kind], errors
     assert sorted(error.repeated for error in errors) == [False, True]  # One of them prints it.
     return str(errors[0]), str(errors[1])
 
@@ -137,7 +137,7 @@ def test_weights_that_drift_apart_are_found_at_the_checkpoint_and_never_written(
     assert first.startswith("the ranks differ after step 6 in the weights: ")
     record = open_record(spec)
     assert not record.done
-    assert checkpoint.load(record.checkpoint)["counters"]["step"] == 3
+    assert checkpoint.load(record.checkpoint)["counters"]["step"] < 5
 
 
 # ---------------------------------------------------------------------- gradients that are not finite on one rank alone
@@ -197,10 +197,11 @@ ONE_PERTURBATION = ("devices=2", "scheme=sam", "recipe.perturbation_batch=16")
 @pytest.mark.parametrize("spoilt", LOSSES + GRADIENTS)
 def test_one_rank_whose_loss_or_gradient_is_not_finite_stops_all_at_the_same_step(config, spoilt):
     spec = config(*ONE_PERTURBATION)
-    first, second = refusals((*SAME, spec), (STEP, spoilt, spec))
+    first, second = refusals((*SAME, spec), (STEP, spoilt, spec), Diverged)
     assert first == second
     assert "the loss is not finite" in first
-    assert checkpoint.load(open_record(spec).checkpoint)["counters"]["step"] == 3
+    assert open_record(spec).divergence == first
+    assert checkpoint.load(open_record(spec).checkpoint)["counters"]["step"] < 5
 
 
 @pytest.mark.parametrize("spoilt", GRADIENTS)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopped_runs import whole_checkpoints
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -102,18 +103,21 @@ DROPOUT = ("dataset=cifar10", "dataset.source=digits", "scale=smoke", "model=vgg
 
 def test_how_often_a_run_is_evaluated_does_not_change_its_training(config, tmp_path):
     """With dropout in the network, so that a random number taken from it would show."""
-    often, once = (
-        train(
-            config(*DROPOUT, "recipe.epochs=3", f"evaluate_every={every}", f"paths.runs={tmp_path / str(every)}"), False
+    with whole_checkpoints():
+        often, once = (
+            train(
+                config(*DROPOUT, "recipe.epochs=3", f"evaluate_every={every}", f"paths.runs={tmp_path / str(every)}"),
+                False,
+            )
+            for every in (1, 3)
         )
-        for every in (1, 3)
-    )
     for part in ("model", "optimizer"):
         first, second = (tree_leaves(checkpoint.load(record.checkpoint)[part]) for record in (often, once))
         assert all(
             torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(first, second, strict=True)
         ), part
     assert often.summary["test_error"] == once.summary["test_error"]
+    assert (often.summary["evaluations"], once.summary["evaluations"]) == (3, 1)
 
 
 @pytest.fixture

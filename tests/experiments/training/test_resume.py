@@ -1,21 +1,31 @@
 """A run that is stopped, at any step and in any way, ends as one that never was."""
 
+import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from stopped_runs import a_signal, assert_same_outcome, in_sessions
+from stopped_runs import a_signal, assert_same_outcome, in_sessions, whole_checkpoints
 
+from rst.experiments.errors import InputError
 from rst.experiments.runs.record import Record, open_record
 from rst.experiments.spec import RunSpec
-from rst.experiments.training import Interrupted, train
+from rst.experiments.training import Interrupted, checkpoint, loop, train
+from rst.experiments.training.signals import StopPoll
 
 Config = Callable[..., RunSpec]
 Undisturbed = Callable[..., Record]
+
+
+@pytest.fixture(autouse=True)
+def _whole() -> Iterator[None]:
+    with whole_checkpoints():
+        yield
 
 
 @pytest.fixture
@@ -108,6 +118,104 @@ def test_a_line_is_added_to_the_starts_each_time_the_run_goes_on(config: Config)
     assert all(start == record.starts[0] for start in record.starts)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"git_commit": "another"}, "git_commit another -> "),
+        ({"threads": 99}, "threads 99 -> 1"),
+        ({"compile": True}, "compile True -> False"),
+        ({"torch": "1.0", "device": "NVIDIA H100"}, "torch 1.0 -> .*, device NVIDIA H100 -> cpu"),
+    ],
+    ids=str,
+)
+def test_a_run_that_goes_on_under_other_conditions_says_what_has_changed(
+    config: Config, change: dict[str, object], words: str
+) -> None:
+    with a_signal(signal.SIGINT, "step", 4), pytest.raises(Interrupted):
+        train(config(), show_progress=False)
+    record = open_record(config())
+    [start] = record.starts
+    (record.folder / "starts.jsonl").write_text(json.dumps(start | change) + "\n")
+    with pytest.warns(UserWarning, match=f"the run goes on, but not as it began: {words}"):
+        train(config(), show_progress=False)
+    assert record.starts == [start | change, start]
+
+
+def test_a_run_does_not_go_on_with_other_images(config: Config) -> None:
+    with a_signal(signal.SIGINT, "step", 4), pytest.raises(Interrupted):
+        train(config(), show_progress=False)
+    record = open_record(config())
+    [start] = record.starts
+    (record.folder / "starts.jsonl").write_text(json.dumps(start | {"data_digest": "0" * 64}) + "\n")
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
+    with pytest.raises(InputError, match=f"{record.id} was begun on images with digest 000000000000: give those, or"):
+        train(config(), show_progress=False)
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
+
+
+# ------------------------------------------------------------------------------------------- checkpoints by the clock
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@contextmanager
+def looking_after_every_step() -> Iterator[list[int]]:
+    """The steps whose checkpoints a run writes, where it looks up from its work after every step."""
+    steps, save = [], checkpoint.save
+
+    def noted(path: Path, content: dict) -> None:
+        save(path, content)
+        steps.append(content["counters"]["step"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopPoll, "SECONDS", 0.0)
+        patch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+        patch.setattr(checkpoint, "save", noted)
+        yield steps
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("more", [(), CASES["dropout"], CASES["a loss scaler"]], ids=["", "dropout", "a loss scaler"])
+def test_a_run_that_is_killed_after_a_checkpoint_within_an_epoch_ends_the_same(
+    config: Config, undisturbed: Undisturbed, step: int, more: tuple[str, ...]
+) -> None:
+    spec = config(*more)
+    done = loop.Progress.step
+
+    def killed(self: loop.Progress, *arguments: object) -> None:
+        done(self, *arguments)
+        if steps and steps[-1] == step:
+            raise Killed
+
+    with looking_after_every_step() as steps, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Progress, "step", killed)
+        with pytest.raises(Killed):
+            train(spec, show_progress=False)
+    assert steps[-1] == step
+    assert checkpoint.load(open_record(spec).checkpoint)["counters"]["step"] == step
+    assert_same_outcome(train(spec, show_progress=False), undisturbed(*more))
+
+
+def test_a_run_with_a_checkpoint_after_every_step_is_the_same_run(config: Config, undisturbed: Undisturbed) -> None:
+    with looking_after_every_step() as steps:
+        record = train(config(), show_progress=False)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert_same_outcome(record, undisturbed())
+
+
+def test_checkpoints_within_an_epoch_keep_to_their_share_and_are_not_training_time(config: Config) -> None:
+    with looking_after_every_step() as steps, pytest.MonkeyPatch.context() as patch:
+        save = checkpoint.save
+        patch.setattr(checkpoint, "save", lambda *arguments: time.sleep(1) or save(*arguments))
+        patch.setattr(loop, "CHECKPOINT_SHARE", 1 / 200)
+        summary = train(config("recipe.epochs=1"), show_progress=False).summary
+    assert steps == [1, 3]  # The first one takes as long as 200 seconds of training would allow; then comes the last.
+    assert summary["checkpoint_seconds"] >= 2
+    assert summary["train_seconds"] < 1
+
+
 # ------------------------------------------------------------------------------------------------------ other processes
 
 LONG = ("recipe.epochs=15",)
@@ -147,7 +255,8 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(
     process, output = command(*overrides)
     process.join(timeout=60)
     assert process.exitcode == 0
-    assert output.read_text().startswith(f"{record.id}: test error {record.summary['test_error']:.2f} %")
+    known = "was done before, and force=true trains it anew"
+    assert output.read_text().startswith(f"{record.id} {known}: test error {record.summary['test_error']:.2f} %")
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in record.folder.iterdir()} == before
 
 

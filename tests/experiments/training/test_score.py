@@ -53,8 +53,8 @@ def test_a_run_is_scored_as_it_was_trained(config, tmp_path, more):
     assert scores["loss"] == pytest.approx(record.summary["test_loss"], rel=1e-6)
 
 
-def test_the_command_that_trained_it_scores_it_also_from_another_folder_of_data(overrides, tmp_path, done):
-    moved = [*overrides, "recipe.epochs=4", "dataset.test_images=301", f"dataset.root={tmp_path / 'elsewhere'}"]
+def test_the_command_that_trained_it_scores_it_also_with_another_cache(overrides, tmp_path, done):
+    moved = [*overrides, "recipe.epochs=4", "dataset.test_images=301", f"paths.cache={tmp_path / 'elsewhere'}"]
     assert scored([*moved, f"evaluate={done.id}"])["error"] == done.summary["test_error"]
 
 

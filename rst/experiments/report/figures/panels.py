@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rst.experiments.report.results import of_the_paper, results
+from rst.experiments.report.results import command_of, of_the_paper, results, scale_of
 from rst.experiments.tables.expansion import Cell, Table
 
 WIDTH = 7.2
@@ -53,15 +53,16 @@ def panels(table: Table, rows: int, columns: int, height: float) -> tuple[Figure
     specs = [cell.spec for cell in table.cells]
     images = dict.fromkeys("digits" if spec.stands_in else spec.dataset.name for spec in specs)
     of = "; mean ± standard deviation over n seeds" if table.runs else ""
-    figure.suptitle(f"{table.title}\nscale {specs[0].scale}, images: {', '.join(images)}{of}")
+    scale = f"scale {specs[0].scale}, " * (scale_of(table) != "")
+    figure.suptitle(f"{table.title}\n{scale}images: {', '.join(images)}{of}")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> bool:
     """Whether the panel has a value. Its title then gets the number of runs; else it shows how to get some."""
     if own[value].isna().all():
-        command = f"make {table.name} SCALE={table.cells[0].spec.scale}"
-        ax.text(0.5, 0.5, f"no runs yet:\n{command}", transform=ax.transAxes, ha="center", va="center", color="0.4")
+        text = f"no runs yet:\n{command_of(table)}"
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")
         ax.set_yticks([])
         return False
     least, most, planned = own["n"].min(), own["n"].max(), own["planned"].max()

@@ -1,0 +1,109 @@
+"""Pairs of options, each right by itself: a pair is used whole, or refused in one sentence, and never passed over."""
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rst.experiments.compose import compose
+from rst.experiments.errors import InputError
+from rst.experiments.spec import RunSpec
+from rst.experiments.training import train
+
+pytestmark = pytest.mark.faults
+
+Effect = tuple[str, Any]
+"""A dotted key of the spec, and the value that the option gives it."""
+
+OPTIONS: dict[str, Effect] = {
+    **{f"scheme={name}": ("scheme.name", name) for name in ("sgd", "sam", "gnr", "rst", "grst")},
+    **{f"schedule={name}": ("schedule.name", name) for name in ("constant", "linear", "tail", "periodic", "sine")},
+    **{f"variant={name}": ("variant.name", name) for name in ("asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d")},
+    **{f"model={name}": ("network", name) for name in ("wrn10_1", "resnet18", "vgg16_bn", "vit_ti", "pyramidnet164")},
+    **{f"dataset={name}": ("dataset.name", name) for name in ("cifar10", "cifar100", "digits")},
+    **{f"optimizer={name}": ("optimizer.name", name) for name in ("sgd", "adamw")},
+    "augmentation=cutout": ("augmentation.cutout", 16),
+    "augmentation=mixup": ("augmentation.mixup_alpha", 1.0),
+    "augmentation=none": ("augmentation.flip", False),
+    "recipe.epochs=1": ("recipe.epochs", 1),
+    "recipe.batch_size=16": ("recipe.batch_size", 16),
+    "recipe.perturbation_batch=null": ("recipe.perturbation_batch", None),
+    "recipe.perturbation_batch=8": ("recipe.perturbation_batch", 8),
+    "recipe.clip_norm=null": ("recipe.clip_norm", None),
+    "recipe.warmup_epochs=1": ("recipe.warmup_epochs", 1.0),
+    "recipe.l2=0.01": ("recipe.l2", 0.01),
+    "recipe.rho=0.3": ("recipe.rho", 0.3),
+    "variant.rho=0.2": ("variant.rho", 0.2),
+    "scheme.gamma_ratio=1.5": ("scheme.gamma_ratio", 1.5),
+    "scheme.normalise_clean=true": ("scheme.normalise_clean", True),
+    "dataset.train_images=64": ("dataset.train_images", 64),
+    "dataset.validation=32": ("dataset.validation", 32),
+    "dataset.label_noise=0.2": ("dataset.label_noise", 0.2),
+    "dataset.source=digits": ("dataset.source", "digits"),
+    "optimizer.lr=0.01": ("optimizer.lr", 0.01),
+    "seed=3": ("seed", 3),
+    "autocast=bfloat16": ("autocast", "bfloat16"),
+    "channels_last=true": ("channels_last", True),
+    "tf32=true": ("tf32", True),
+    "deterministic=true": ("deterministic", True),
+    "evaluate_every=2": ("evaluate_every", 2),
+    "devices=2": ("devices", 2),
+}
+PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if pair[0].split("=")[0] != pair[1].split("=")[0]]
+
+
+def value_of(spec: RunSpec, key: str) -> Any:
+    value: Any = spec.dump()
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def outcome(action: Callable[[], Any]) -> Any:
+    """What the action returns, or the one sentence that it is refused with; a traceback fails the test."""
+    try:
+        return action()
+    except InputError as error:
+        sentence = str(error)
+    assert "\n" not in sentence
+    assert sentence.endswith((".", "?"))
+    return sentence
+
+
+def test_every_option_is_right_by_itself() -> None:
+    for option, (key, value) in OPTIONS.items():
+        alone = [option, "scheme=gnr"] if option == "scheme.gamma_ratio=1.5" else [option]
+        alone += ["recipe.perturbation_batch=null"] * (option == "scheme.normalise_clean=true")
+        assert value_of(compose(["scale=smoke", *alone]), key) == value, option
+
+
+@pytest.mark.parametrize("chosen", [["scale=smoke"], ["scale=paper"]], ids=" ".join)
+def test_a_pair_gives_both_keys_their_values_or_is_refused(chosen: list[str]) -> None:
+    print(f"\n{len(PAIRS)} pairs of options are tried.")
+    assert len(PAIRS) >= 300
+    refused = 0
+    for pair in PAIRS:
+        spec = outcome(lambda pair=pair: compose([*chosen, *pair]))
+        if isinstance(spec, str):
+            refused += 1
+            continue
+        for option in pair:
+            key, value = OPTIONS[option]
+            assert value_of(spec, key) == value, f"{' '.join(pair)}: {option} is passed over"
+    assert refused < len(PAIRS) / 2
+
+
+def test_a_random_pair_trains_or_is_refused(tmp_path: Path) -> None:
+    pairs = random.Random(0).sample(PAIRS, 60)
+    trained = 0
+    for pair in pairs:
+        settings = ["scale=smoke", "device=cpu", "recipe.epochs=1", f"paths.runs={tmp_path}"]
+        spec = outcome(lambda pair=pair, settings=settings: compose([*settings, *pair]))
+        if not isinstance(spec, str) and spec.devices == 1:
+            record = outcome(lambda spec=spec: train(spec, show_progress=False))
+            assert isinstance(record, str) or record.done, pair
+            trained += not isinstance(record, str)
+    assert trained > 20

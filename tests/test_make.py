@@ -1,0 +1,86 @@
+"""``make``: what is asked for in a wrong way is answered by one sentence, before anything is installed or trained."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+
+
+def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
+    """``make`` with these words; its status and what it prints. With ``ready``, it finds the project installed."""
+    stamp = tmp_path / "ready"
+    if ready:
+        stamp.touch()
+    command = ["make", f"READY={stamp}", f"PYTHON={sys.executable}", "BIN=/nowhere", *words]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["table3"], "there is no target table3: did you mean table03?"),
+        (["tabel03"], "there is no target tabel03: did you mean table03?"),
+        (["figure1"], "there is no target figure1: did you mean figure01?"),
+        (["table"], "there is no target table: did you mean tables?"),
+        (["nonsense"], "there is no target nonsense: make help lists all."),
+        (["table01", "scale=smoke"], "write SCALE= in capital letters, as in make table03 SCALE=smoke"),
+        (["table01", "workers=2"], "write WORKERS= in capital letters"),
+        (["table01", "data=/data"], "write DATA= in capital letters"),
+        (["table01", "yes=1"], "write YES= in capital letters"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_is_answered_by_a_sentence_before_anything_is_installed(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    status, said = make(tmp_path, *words)
+    assert status != 0
+    assert sentence in said
+    assert len([line for line in said.splitlines() if not line.startswith("make: ***")]) <= 1
+    assert "venv" not in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["SCALE=smoke", "SCALE=cpu", "DATA=/data"])
+def test_the_demo_takes_neither_a_scale_nor_images(tmp_path: Path, word: str) -> None:
+    status, said = make(tmp_path, "demo", word, ready=True)
+    assert status != 0
+    assert "the demo has one scale and its own images: leave SCALE and DATA out" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["demo"], "scripts/sweep.py --report demo"),
+        (["table03", "SCALE=smoke"], "scripts/sweep.py --report table03 scale=smoke"),
+        (["figure01"], "scripts/sweep.py --report figure01 scale=paper"),
+        (
+            ["tables", "WORKERS=2", "YES=1", "DATA=/a b"],
+            "scripts/sweep.py --report --workers 2 --yes tables scale=paper 'paths.data=\"/a b\"'",
+        ),
+        (["report", "SCALE=cpu"], "scripts/report.py --page scale=cpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_target_is_one_command(tmp_path: Path, words: list[str], command: str) -> None:
+    status, said = make(tmp_path, "-n", *words, ready=True)
+    assert status == 0
+    [line] = said.splitlines()
+    assert " ".join(line.split()) == f"/nowhere/python {command}"
+
+
+def test_help_lists_every_target(tmp_path: Path) -> None:
+    status, said = make(tmp_path)
+    assert status == 0
+    for target in ("setup", "demo", "table%", "figure%", "tables", "figures", "report", "test", "lint", "bench"):
+        assert f"  make {target} " in said
+    assert "YES=1" in said
