@@ -112,6 +112,7 @@ def without_hydra() -> Iterator[None]:
 
 def advise(spec: RunSpec) -> None:
     """Say what a run will take where it has no GPU and needs more than minutes, and what to write instead."""
+    from rst.experiments.data.run_data import RunData
     from rst.experiments.devices import torch_device
     from rst.experiments.tables.estimate import speed
 
@@ -121,6 +122,7 @@ def advise(spec: RunSpec) -> None:
         found = speed(spec)
     hours = spec.expected_passes * found.seconds / 3600 if found else 0.0
     if found and hours > 0.1:
+        RunData(spec, torch_device("cpu"))  # Where images are missing, that is the one thing to say.
         longer = "" if found.device == "cpu" else ", and far longer on the CPU that it has here"
         print(
             f"train.py: this run takes about {hours:,.2g} hours on {found.device}{longer}; "

@@ -160,8 +160,9 @@ def test_each_result_of_a_sweep_names_its_overrides(tmp_path: Path) -> None:
 
 
 def test_a_full_size_run_on_a_cpu_is_advised_to_be_smaller_and_a_small_one_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("rst.experiments.data.run_data.RunData", lambda *arguments: None)
     advise = runpy.run_path(str(ROOT / "train.py"), run_name="train")["advise"]
     command = ["device=cpu", f"paths.runs={tmp_path}/runs"]
     small = [compose([*command, "scale=smoke"]), compose([*command, "recipe.epochs=1", "dataset.train_images=512"])]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stopped_runs import whole_checkpoints
 
 from rst.experiments import compose
 from rst.experiments.tables import table_file
@@ -38,8 +39,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("a file of the user")
     with pytest.MonkeyPatch.context() as patch:
         _work_in(folder, patch)
-        for planned in load_table("two").runs:
-            train(planned.spec, show_progress=False)
+        with whole_checkpoints():
+            for planned in load_table("two").runs:
+                train(planned.spec, show_progress=False)
         assert run(REPORT, ["two", "--page"]).code == 0
     assert {path.name for path in (folder / "results").iterdir()} >= {"runs", "tables", "figures", "report.html"}
     return folder

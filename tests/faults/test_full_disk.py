@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import PROCESSES, on_ranks, train_py
 from made_up_cifar import EXPECTED, MADE_UP, load_made_up, write_parquet
-from stopped_runs import assert_same_outcome
+from stopped_runs import assert_same_outcome, whole_checkpoints
 
 from rst.experiments.data import cifar_files
 from rst.experiments.runs.record import open_record
@@ -155,7 +155,8 @@ def test_a_disk_that_is_full_while_the_data_cache_is_written_is_named(answer, di
 def test_a_read_only_disk_is_named_and_its_records_stay_as_they_are(config, answer, disk):
     """For a run that is half done, and for a new one."""
     runs = f"paths.runs={disk.folder / 'runs'}"
-    half_done = train_quietly(config(EPOCHS, runs))
+    with whole_checkpoints():
+        half_done = train_quietly(config(EPOCHS, runs))
     (half_done.folder / "summary.json").unlink()
     (half_done.folder / "checkpoint.previous.pt").replace(half_done.checkpoint)
     assert not disk.mount("remount,ro")
@@ -174,7 +175,7 @@ def test_a_run_that_is_done_prints_its_result_on_a_read_only_disk_too(config, ov
     process, output = command(*overrides, runs)
     process.join(60)
     assert process.exitcode == 0
-    assert output.read_text().startswith(f"{record.id}: test error")
+    assert output.read_text().startswith(f"{record.id} was done before, and force=true trains it anew: test error")
 
 
 def test_a_data_cache_on_a_read_only_disk_is_named(answer, disk, tmp_path):

@@ -78,7 +78,8 @@ def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
     """Of each seed whose run is done: its conditions, and its training time in seconds."""
     times = {}
     for run in runs:
-        if run.record.done and (starts := run.record.starts):
+        if run.record.done and (run.record.folder / "starts.jsonl").exists():
+            starts = [run.record.environment, *run.record.starts]  # the former raises where there is no whole line
             conditions = {json.dumps({key: start.get(key) for key in CONDITIONS}) for start in starts}
             if len(conditions) == 1:  # else its time is a sum of unlike parts
                 times[run.spec.seed] = conditions.pop(), run.record.summary["train_seconds"]
@@ -107,14 +108,16 @@ def results(table: Table) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
-    numbers = paper_numbers(table.paper) if table.paper and of_the_paper(table.cells) else None
+    numbers, shown = paper_numbers(table.paper) if table.paper else None, of_the_paper(table.cells)
     lines, times = [], []
     for cell in table.cells:
         asked, own = _asked(cell), summaries(cell.runs)
         asked["diverged"] = sum(run.record.diverged for run in cell.runs)
         times += [_times(cell.runs)] * max(1, len(table.metrics))
         for metric in table.metrics or [""]:
-            lines.append(asked | {"metric": metric} | _measured(own, metric) | _reported(cell, metric, numbers))
+            reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
+            reported = reported if shown else dict.fromkeys(reported, math.nan)
+            lines.append(asked | {"metric": metric} | _measured(own, metric) | reported)
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
     _compare_times(frame, times)

@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,35 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     At every instant a whole checkpoint, of this content or of the one before, stands under a name that `newest` tries.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(names(path)[0], buffer.getvalue())
+    write_atomically(names(path)[0], _bytes(content))
     _put_in_place(path)
 
 
+def _bytes(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 def keep_network_only(path: Path) -> None:
-    """Cut the checkpoint of a run that is done down to what scoring its network needs, and drop the one before."""
-    content = load(path)
-    save(path, {key: content[key] for key in ("id", "config", "model")})
-    names(path)[2].unlink(missing_ok=True)
+    """Cut the checkpoint of a run that is done down to what scoring its network needs, and drop the one before.
+
+    Where that fails, as on a disk that is full, both stay as they are: the run is done all the same.
+    """
+    with suppress(InputError, OSError):
+        content = load(path)
+        write_atomically(path, _bytes({key: content[key] for key in ("id", "config", "model")}))
+        for leftover in _leftovers(path):
+            leftover.unlink(missing_ok=True)
+
+
+def is_uncut(path: Path) -> bool:
+    """Whether a kill has stopped `keep_network_only` on its way."""
+    return bool(_leftovers(path))
+
+
+def _leftovers(path: Path) -> list[Path]:
+    return [*path.parent.glob(f".{path.name}.[0-9]*"), *(file for file in names(path)[2:] if file.exists())]
 
 
 def _put_in_place(path: Path) -> None:

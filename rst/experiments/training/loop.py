@@ -53,6 +53,8 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
         spec = spec.changed(force=False)
     if not is_rank():
         if record.done:
+            if checkpoint.is_uncut(record.checkpoint):
+                checkpoint.keep_network_only(record.checkpoint)
             return record
         if record.diverged:
             raise Diverged(record.divergence)
