@@ -1,5 +1,6 @@
 """``make``: what is asked for in a wrong way is answered by one sentence, before anything is installed or trained."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,12 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
     stamp = tmp_path / "ready"
     if ready:
         stamp.touch()
+    # Tests may run under `make test`, whose own options these commands would inherit.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
     command = ["make", f"READY={stamp}", f"PYTHON={sys.executable}", "BIN=/nowhere", *words]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     return result.returncode, result.stdout + result.stderr
 
 
