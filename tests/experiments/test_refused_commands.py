@@ -250,7 +250,7 @@ def test_saved_config_with_code_in_an_option_is_refused_and_the_code_is_not_call
 @pytest.mark.parametrize(
     ("group", "key"), [("model", "network"), ("optimizer", "optimizer.name"), ("schedule", "schedule.name")]
 )
-@pytest.mark.parametrize("name", ["os.system", "../../../tmp/mine", "torch.hub.load"])
+@pytest.mark.parametrize("name", ["os.system", "../../../elsewhere/mine", "torch.hub.load"])
 def test_name_in_a_saved_config_is_looked_up_in_the_configs_of_this_project_alone(
     group: str, key: str, name: str, config: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
