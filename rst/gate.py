@@ -4,11 +4,13 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import isroutine, signature
 
 import torch
 from torch import Tensor
 
-from rst.checks import positive_integer
+from rst import schedules
+from rst.checks import integer, positive_integer
 from rst.schedules import Schedule
 from rst.streams import stream
 
@@ -26,23 +28,29 @@ class Gate:
         total_steps: T >= 1, the number of optimizer steps; None is allowed with a constant schedule.
         seed: any integer.
 
+    Attributes:
+        mean: the mean of p(t), in [0, 1].
+
     Raises:
-        ValueError: p(t) outside [0, 1] at some t; a total_steps that is wrong, or missing where p(t) changes.
+        ValueError: a schedule that is neither of both; p(t) outside [0, 1] at some t; a total_steps that is wrong, or
+            missing where p(t) changes; a seed that is no integer.
 
     Warns where every drawn gate is open, or every one closed, although 0 < mean p < 1.
     """
 
     def __init__(self, schedule: ScheduleLike, total_steps: int | None, seed: int) -> None:
-        self.schedule, self.total_steps, self.seed = schedule, total_steps, seed
-        if total_steps is None:
+        check_schedule(schedule)
+        self.schedule, self.seed = schedule, integer("seed", seed)
+        self.total_steps = None if total_steps is None else positive_integer("total_steps", total_steps)
+        if self.total_steps is None:
             if not (isinstance(schedule, Schedule) and schedule.time_invariant):
                 raise ValueError(f"schedule {schedule} needs total_steps, the number of optimizer steps.")
             self.mean = schedule.mean()
             return
-        p = _probabilities(schedule, positive_integer("total_steps", total_steps))
-        self.mean = math.fsum(p.tolist()) / total_steps
-        self._steps = _uniforms(seed, total_steps) < p
-        share = self.share(total_steps)
+        p = _probabilities(schedule, self.total_steps)
+        self.mean = math.fsum(p.tolist()) / self.total_steps
+        self._steps = _uniforms(self.seed, self.total_steps) < p
+        share = self.share(self.total_steps)
         if share in (0, 1) and share != self.mean:
             warnings.warn(
                 f"the gate of seed {seed} is {'open' if share else 'closed'} at every one of the {total_steps} steps, "
@@ -73,14 +81,38 @@ class Gate:
         return (_uniforms(self.seed, t) < self.mean).double().mean().item() if t else 0.0
 
 
+def check_schedule(schedule: object) -> None:
+    """Raise ValueError, with what to write instead, for what is no schedule: a number, a name, a class, a factory."""
+    if isinstance(schedule, Schedule):
+        return
+    factory = isroutine(schedule) and schedule.__module__ == schedules.__name__
+    if callable(schedule) and not isinstance(schedule, type) and not factory:
+        return
+    raise ValueError(
+        f"schedule must be one of rst.schedules or a callable (t, total_steps) -> p in [0, 1], got {schedule!r}: "
+        f"write rst.schedules.{_instead_of(schedule)}."
+    )
+
+
+def _instead_of(schedule: object) -> str:
+    if isinstance(schedule, (int, float)) and 0 <= schedule <= 1:
+        return f"constant({float(schedule)})"
+    name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "").lower()
+    if name not in schedules.__all__:
+        return "constant(0.5)"
+    return f"{name}({', '.join(signature(getattr(schedules, name)).parameters)})"
+
+
 _BLOCK = 1024
 """u_t is drawn for this many steps at a time, from a stream of its own, so that any u_t is cheap without the others."""
+
+# All tensors here are made on the CPU by name: a default device that the user has set does not move the gate.
 
 
 @lru_cache(maxsize=8)
 def _uniform_block(seed: int, block: int) -> Tensor:
     """u_t of the steps from block * _BLOCK on: float64 [_BLOCK]."""
-    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block))
+    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block), device="cpu")
 
 
 def _uniform(seed: int, t: int) -> float:
@@ -95,9 +127,12 @@ def _uniforms(seed: int, steps: int) -> Tensor:
 
 def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
     """p(t) of every step, checked: float64 [total_steps]."""
-    p = torch.tensor([schedule(t, total_steps) for t in range(total_steps)], dtype=torch.float64)
-    outside = ((p < 0) | (p > 1) | p.isnan()).nonzero().flatten().tolist()
-    if outside:
-        t = outside[0]
-        raise ValueError(f"schedule {schedule} gives p = {p[t].item():g} at t = {t}: p must lie in [0, 1].")
-    return p
+    p = [schedule(t, total_steps) for t in range(total_steps)]
+    for t, value in enumerate(p):
+        try:
+            inside = 0 <= float(value) <= 1
+        except (TypeError, ValueError):
+            raise ValueError(f"schedule {schedule} gives p = {value!r} at t = {t}: p must be a number.") from None
+        if not inside:
+            raise ValueError(f"schedule {schedule} gives p = {float(value):g} at t = {t}: p must lie in [0, 1].")
+    return torch.tensor([float(value) for value in p], dtype=torch.float64, device="cpu")

@@ -3,12 +3,16 @@
 Every factory returns a `Schedule`, which is called as ``schedule(t, total_steps)`` with t = 0, ..., total_steps - 1.
 The mean of p over the steps is Δη, the expected number of extra passes a step (eq. 4). Each factory states the limit of
 that mean for large T; `Schedule.mean` gives the exact one.
+
+A schedule is a plain value: it can be pickled and hashed, and two schedules of one family are equal where their
+parameters are.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 from rst.checks import in_unit_interval, positive_integer
 
@@ -31,19 +35,23 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """p(t), under a name that states everything p depends on, so that schedules of equal names are equal.
+class Schedule(ABC):
+    """p(t). A schedule of your own is a subclass with `name` and `rule`, best a frozen dataclass.
 
-    Args:
-        name: for example ``constant(p=0.5)``, with every digit of the parameters.
-        rule: (t, total_steps) -> p in [0, 1].
+    Attributes:
         time_invariant: whether p is the same at every t, so that no total_steps is needed.
     """
 
-    name: str
-    rule: Callable[[int, int], float] = field(repr=False, compare=False)
-    time_invariant: bool = False
+    time_invariant: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Family and parameters with every digit, for example ``constant(p=0.5)``. Runs are told apart by it."""
+
+    @abstractmethod
+    def rule(self, t: int, total_steps: int) -> float:
+        """p(t), in [0, 1], for 0 <= t < total_steps."""
 
     def __call__(self, t: int, total_steps: int | None = None) -> float:
         """p(t), in [0, 1]. Raises ValueError where p changes with t and total_steps is missing."""
@@ -54,16 +62,127 @@ class Schedule:
         return self.rule(t, total_steps)
 
     def mean(self, total_steps: int | None = None) -> float:
-        """Δη = (1/T) Σ_{t<T} p(t) (eq. 4), in [0, 1]: the mean over the T steps, not its limit for large T."""
-        return self(0, total_steps) if self.time_invariant or total_steps is None else _mean(self, total_steps)
+        """Δη = (1/T) Σ_{t<T} p(t) (eq. 4), in [0, 1]: the mean over the T steps, not its limit for large T.
+
+        Raises ValueError where p changes with t and total_steps is missing.
+        """
+        if self.time_invariant or total_steps is None:
+            return self(0, total_steps)
+        return math.fsum(self(t, total_steps) for t in range(total_steps)) / total_steps
 
     def __str__(self) -> str:
         return self.name
 
 
-@cache
-def _mean(schedule: Schedule, total_steps: int) -> float:
-    return math.fsum(schedule(t, total_steps) for t in range(total_steps)) / total_steps
+# The values -----------------------------------------------------------------------------------------------------------
+
+
+class _Value(Schedule):
+    """A schedule that never changes, so that its mean is computed once for all that are equal to it."""
+
+    def mean(self, total_steps: int | None = None) -> float:
+        return _mean(self, total_steps)
+
+
+_mean = cache(Schedule.mean)
+
+
+@dataclass(frozen=True)
+class Constant(_Value):
+    """See `constant`."""
+
+    p: float
+    time_invariant: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return f"constant(p={self.p!r})"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return self.p
+
+
+@dataclass(frozen=True)
+class Piecewise(_Value):
+    """See `piecewise`."""
+
+    a: float
+    b: float
+
+    @property
+    def name(self) -> str:
+        return f"piecewise(a={self.a!r},b={self.b!r})"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return self.a if t / total_steps < self.b else 1 - self.a
+
+
+@dataclass(frozen=True)
+class Linear(_Value):
+    """See `linear`."""
+
+    m: float
+
+    @property
+    def name(self) -> str:
+        return f"linear(m={self.m!r})"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        start, slope = (0.0, 2 * self.m) if self.m <= 0.5 else (2 * self.m - 1, 2 * (1 - self.m))
+        return start + slope * (t / total_steps)
+
+
+@dataclass(frozen=True)
+class LinearThrough(_Value):
+    """See `linear_through`."""
+
+    b: float
+
+    @property
+    def name(self) -> str:
+        return f"linear_through(b={self.b!r})"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return self.b + (1 - 2 * self.b) * (t / total_steps)
+
+
+@dataclass(frozen=True)
+class Wave(_Value):
+    """The schedules without parameters, by their names: see `cosine_down` and those that follow it."""
+
+    shape: str
+
+    @property
+    def name(self) -> str:
+        return self.shape
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return _SHAPES[self.shape](t / total_steps)
+
+
+_SHAPES = {
+    "cosine_down": lambda u: 0.5 + 0.5 * math.cos(math.pi * u),
+    "cosine_up": lambda u: 0.5 - 0.5 * math.cos(math.pi * u),
+    "sine": lambda u: math.sin(math.pi * u),
+    "one_minus_sine": lambda u: 1 - math.sin(math.pi * u),
+    "quarter_sine": lambda u: math.sin(math.pi * u / 2),
+    "quarter_cosine": lambda u: math.cos(math.pi * u / 2),
+}
+"""p as a function of u = t/T, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Periodic(_Value):
+    """See `periodic`."""
+
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"periodic(k={self.k})"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return float(t % self.k == self.k - 1)
 
 
 # The families of the paper --------------------------------------------------------------------------------------------
@@ -81,8 +200,7 @@ def always() -> Schedule:
 
 def constant(p: float) -> Schedule:
     """p(t) = p, in [0, 1] (Table 2; Section 3.3 recommends this family). Δη = p."""
-    p = in_unit_interval("p", p)
-    return Schedule(f"constant(p={p!r})", lambda t, total_steps: p, time_invariant=True)
+    return Constant(in_unit_interval("p", p))
 
 
 def piecewise(a: float, b: float) -> Schedule:
@@ -91,9 +209,7 @@ def piecewise(a: float, b: float) -> Schedule:
     Group 1 of Section 3.2 is a = 0 (SGD, then SAM), group 2 is a = 1 (SAM, then SGD), group 3 is b = 1/2.
     """
     a, b = in_unit_interval("a", a), in_unit_interval("b", b)
-    if a == 0.5:
-        return constant(0.5)
-    return Schedule(f"piecewise(a={a!r},b={b!r})", lambda t, total_steps: a if t / total_steps < b else 1 - a)
+    return Constant(0.5) if a == 0.5 else Piecewise(a, b)
 
 
 def linear(m: float) -> Schedule:
@@ -101,37 +217,33 @@ def linear(m: float) -> Schedule:
 
     Its second point is (0, 0) for m <= 1/2, and else (T, 1).
     """
-    m = in_unit_interval("m", m)
-    start, slope = (0.0, 2 * m) if m <= 0.5 else (2 * m - 1, 2 * (1 - m))
-    return _by_progress(f"linear(m={m!r})", lambda u: start + slope * u)
+    return Linear(in_unit_interval("m", m))
 
 
 def linear_through(b: float) -> Schedule:
     """The line through (0, b) and (T/2, 1/2), with b in [0, 1] (Section 3.2, linear group 2). Δη = 1/2."""
     b = in_unit_interval("b", b)
-    if b == 0.5:
-        return constant(0.5)
-    return _by_progress(f"linear_through(b={b!r})", lambda u: b + (1 - 2 * b) * u)
+    return Constant(0.5) if b == 0.5 else LinearThrough(b)
 
 
 def cosine_down() -> Schedule:
     """p(t) = ½ + ½ cos(πt/T), from SAM to SGD (p_cos1 of eq. 31). Δη = 1/2."""
-    return _by_progress("cosine_down", lambda u: 0.5 + 0.5 * math.cos(math.pi * u))
+    return Wave("cosine_down")
 
 
 def cosine_up() -> Schedule:
     """p(t) = ½ - ½ cos(πt/T), from SGD to SAM (p_cos2 of eq. 31). Δη = 1/2."""
-    return _by_progress("cosine_up", lambda u: 0.5 - 0.5 * math.cos(math.pi * u))
+    return Wave("cosine_up")
 
 
 def sine() -> Schedule:
     """p(t) = sin(πt/T) (p_sin1 of eq. 31). Δη = 2/π."""
-    return _by_progress("sine", lambda u: math.sin(math.pi * u))
+    return Wave("sine")
 
 
 def one_minus_sine() -> Schedule:
     """p(t) = 1 - sin(πt/T) (p_sin2 of eq. 31). Δη = 1 - 2/π; Table 6 prints 2/π."""
-    return _by_progress("one_minus_sine", lambda u: 1 - math.sin(math.pi * u))
+    return Wave("one_minus_sine")
 
 
 # Families that the paper does not have --------------------------------------------------------------------------------
@@ -143,18 +255,17 @@ def quarter_sine() -> Schedule:
     Eq. 31 does not explain the Δη, times and errors that Table 6 reports for its two sines; this schedule together with
     `quarter_cosine` does.
     """
-    return _by_progress("quarter_sine", lambda u: math.sin(math.pi * u / 2))
+    return Wave("quarter_sine")
 
 
 def quarter_cosine() -> Schedule:
     """p(t) = cos(πt/2T), from SAM to SGD; not in the paper (see `quarter_sine`). Δη = 2/π."""
-    return _by_progress("quarter_cosine", lambda u: math.cos(math.pi * u / 2))
+    return Wave("quarter_cosine")
 
 
 def periodic(k: int) -> Schedule:
     """p(t) = 1 at every k-th step, t = k - 1, 2k - 1, ..., and else 0; k >= 1; not in the paper. Δη = ⌊T/k⌋ / T."""
-    k = positive_integer("k", k)
-    return Schedule(f"periodic(k={k})", lambda t, total_steps: float(t % k == k - 1))
+    return Periodic(positive_integer("k", k))
 
 
 def tail(fraction: float) -> Schedule:
@@ -164,8 +275,3 @@ def tail(fraction: float) -> Schedule:
     """
     fraction = in_unit_interval("fraction", fraction)
     return piecewise(0.0, round(1 - fraction, 12))
-
-
-def _by_progress(name: str, rule: Callable[[float], float]) -> Schedule:
-    """A schedule whose p depends on t only through u = t/T, in [0, 1)."""
-    return Schedule(name, lambda t, total_steps: rule(t / total_steps))

@@ -1,7 +1,9 @@
 """The gate X_t ~ Bernoulli(p(t)): a function of (seed, t) and p(t) alone, known before the training."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import nn
 
 import rst
 from rst import schedules
+from rst.gate import Gate, _uniform_block
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gate of seed")
 
@@ -82,6 +85,20 @@ def test_any_callable_is_a_schedule():
     assert method.expected_extra_propagations == pytest.approx(2 / 5)
 
 
+def test_the_gate_is_made_on_the_cpu_whatever_the_default_device():
+    expected = gate(schedules.linear(0.5), 1500, seed=8000).tolist()
+    _uniform_block.cache_clear()
+    with torch.device("meta"):
+        whole, endless = gate(schedules.linear(0.5), 1500, seed=8000), make(schedules.constant(0.5), None, seed=8001)
+        assert endless.sharp in (True, False)
+        assert endless.realised_extra_propagations == 0
+    assert whole.tolist() == expected
+
+
+def test_numbers_of_numpy_are_steps_and_seeds():
+    assert torch.equal(gate(schedules.constant(0.5), np.int64(30), np.int64(3)), gate(schedules.constant(0.5), 30, 3))
+
+
 # Its distribution -----------------------------------------------------------------------------------------------------
 
 
@@ -151,3 +168,36 @@ def test_a_gate_that_never_changes_although_p_is_between_0_and_1_warns(p, word):
 @pytest.mark.filterwarnings("error")
 def test_a_gate_that_follows_its_schedule_does_not_warn(schedule):
     rst.RST(MODEL, 0.1, schedule, total_steps=20)
+
+
+# What is no schedule --------------------------------------------------------------------------------------------------
+
+NO_SCHEDULE = [
+    (0.25, "got 0.25: write rst.schedules.constant(0.25)."),
+    (1, "got 1: write rst.schedules.constant(1.0)."),
+    (50, "got 50: write rst.schedules.constant(0.5)."),
+    (None, "got None: write rst.schedules.constant(0.5)."),
+    ("sine", "got 'sine': write rst.schedules.sine()."),
+    ("half", "got 'half': write rst.schedules.constant(0.5)."),
+    (schedules.piecewise, "write rst.schedules.piecewise(a, b)."),
+    (schedules.Constant, "write rst.schedules.constant(p)."),
+    (schedules.Schedule, "write rst.schedules.constant(0.5)."),
+]
+
+
+@pytest.mark.parametrize("total_steps", [20, None])
+@pytest.mark.parametrize(("schedule", "sentence"), NO_SCHEDULE, ids=[sentence for _, sentence in NO_SCHEDULE])
+def test_what_is_no_schedule_is_refused_with_what_to_write_instead(schedule, sentence, total_steps):
+    with pytest.raises(ValueError, match=f"^schedule must be .*{re.escape(sentence)}$"):
+        Gate(schedule, total_steps, seed=0)
+
+
+def test_a_callable_that_gives_no_number_is_refused_with_its_step():
+    with pytest.raises(ValueError, match="gives p = None at t = 3: p must be a number"):
+        Gate(lambda t, total_steps: None if t == 3 else 0.5, 5, seed=0)
+
+
+@pytest.mark.parametrize("seed", [0.5, "0", None, True])
+def test_a_seed_that_is_no_integer_is_refused(seed):
+    with pytest.raises(ValueError, match="seed must be an integer, got"):
+        Gate(schedules.constant(0.5), 5, seed)

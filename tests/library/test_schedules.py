@@ -1,6 +1,8 @@
 """Every schedule p(t) against its formula, its range and its mean (Section 3.2, Table 2, eq. 31)."""
 
 import math
+import pickle
+from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
@@ -121,6 +123,50 @@ def test_only_a_time_invariant_schedule_needs_no_total_steps():
     for call in (schedules.linear(0.3).mean, lambda: schedules.linear(0.3)(17)):
         with pytest.raises(ValueError, match=r"linear\(m=0.3\) changes over the training: give total_steps"):
             call()
+
+
+# Schedules are values -------------------------------------------------------------------------------------------------
+
+
+@given(schedule=ANY)
+@settings(max_examples=50)
+def test_a_schedule_survives_pickling_as_an_equal_value(schedule):
+    copy = pickle.loads(pickle.dumps(schedule))
+    assert copy == schedule
+    assert hash(copy) == hash(schedule)
+    assert sequence(copy, 8) == sequence(schedule, 8)
+
+
+class Early(schedules.Schedule):
+    name = "linear(m=0.3)"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return float(t < 2)
+
+
+@dataclass
+class Settable(schedules.Schedule):
+    p: float
+    name = "settable"
+
+    def rule(self, t: int, total_steps: int) -> float:
+        return self.p
+
+
+def test_a_schedule_of_ones_own_has_its_own_mean_under_the_name_of_another():
+    assert schedules.linear(0.3).mean(10) != Early().mean(10) == 0.2
+    assert Early() != schedules.linear(0.3)
+
+
+def test_the_mean_follows_a_schedule_that_can_change():
+    schedule = Settable(0.2)
+    before, schedule.p = schedule.mean(10), 0.4
+    assert (before, schedule.mean(10)) == (pytest.approx(0.2), pytest.approx(0.4))
+
+
+def test_a_schedule_without_a_name_or_a_rule_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        schedules.Schedule()
 
 
 # The names ------------------------------------------------------------------------------------------------------------
