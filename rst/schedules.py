@@ -2,7 +2,7 @@
 
 Every factory returns a `Schedule`, which is called as ``schedule(t, total_steps)`` with t = 0, ..., total_steps - 1.
 The mean of p over the steps is Δη, the expected number of extra passes a step (eq. 4). Each factory states the limit of
-that mean for large T; `Schedule.mean` gives the exact one.
+that mean for large T; `Schedule.mean` gives the exact one. `ae_sam` is the exception: it has no p(t).
 
 A schedule is a plain value: it can be pickled and hashed, and two schedules of one family are equal where their
 parameters are.
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from rst.checks import in_unit_interval, positive_integer
+from rst.checks import finite, in_unit_interval, positive_integer
 
 __all__ = [
     "Schedule",
+    "ae_sam",
     "always",
     "constant",
     "cosine_down",
@@ -185,6 +186,28 @@ class Periodic(_Value):
         return float(t % self.k == self.k - 1)
 
 
+@dataclass(frozen=True)
+class AESAM:
+    """See `ae_sam`."""
+
+    lambda_1: float
+    lambda_2: float
+    delta: float
+
+    @property
+    def name(self) -> str:
+        """The rule and its parameters with every digit. Runs are told apart by it."""
+        return f"ae_sam(lambda_1={self.lambda_1!r},lambda_2={self.lambda_2!r},delta={self.delta!r})"
+
+    def c(self, t: int, total_steps: int) -> float:
+        """c_t, by how many standard deviations n_t must lie above its mean."""
+        u = t / total_steps
+        return u * self.lambda_1 + (1 - u) * self.lambda_2
+
+    def __str__(self) -> str:
+        return self.name
+
+
 # The families of the paper --------------------------------------------------------------------------------------------
 
 
@@ -275,3 +298,32 @@ def tail(fraction: float) -> Schedule:
     """
     fraction = in_unit_interval("fraction", fraction)
     return piecewise(0.0, round(1 - fraction, 12))
+
+
+# A rule without p(t) --------------------------------------------------------------------------------------------------
+
+
+def ae_sam(lambda_1: float = -1.0, lambda_2: float = 1.0, delta: float = 0.9) -> AESAM:
+    """AE-SAM (Jiang et al., ICLR 2023, arXiv 2304.14647): step t is sharp where its clean gradient is large.
+
+    With n_t = ‖g_t‖² and its moving mean μ_t and variance σ_t², step t is sharp where n_t >= μ_t + c_t σ_t:
+
+        μ_t = δ μ_{t-1} + (1 - δ) n_t
+        σ_t² = δ σ_{t-1}² + (1 - δ) (n_t - μ_t)²
+        c_t = (t/T) λ_1 + (1 - t/T) λ_2
+
+    They start as μ_0 = n_0 and σ_0 = 0, a choice of this library, so that step 0 is sharp. The decision falls after the
+    clean pass. The share of sharp steps follows from the training and cannot be set; it grows over the training where
+    λ_1 < λ_2. A factor of the loss that stays the same changes no decision.
+
+    Args:
+        lambda_1: c_t at the end of the training, any number.
+        lambda_2: c_t at its start, any number.
+        delta: δ, above 0 and below 1: how much of the mean and the variance is kept from step to step.
+
+    Raises ValueError for a parameter outside its range.
+    """
+    delta = in_unit_interval("delta", delta)
+    if delta in (0, 1):
+        raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}.")
+    return AESAM(finite("lambda_1", lambda_1), finite("lambda_2", lambda_2), delta)

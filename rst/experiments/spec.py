@@ -110,7 +110,7 @@ class RunSpec(Part):
     def p(self) -> Schedule:
         """The schedule: p at every step, the probability that the step is sharp."""
         name = self.schedule.name
-        if name not in rst.schedules.__all__ or name == "Schedule":
+        if name not in rst.schedules.__all__ or name in ("Schedule", "ae_sam"):
             raise InputError(f"schedule.name={name} does not exist: write schedule=<a file of configs/schedule>.")
         factory: Callable[..., Schedule] = getattr(rst.schedules, name)
         return _built("schedule", factory, self.schedule.options)
