@@ -135,6 +135,29 @@ class LookSam(Sam):
         return {"count": self.count, "kept": self.kept}
 
 
+class FriendlySam(Sam):
+    """ε = ρ d/‖d‖ with d = g - σ m, then m <- λ m + (1 - λ) g, g being the mean over the devices. The first m is g.
+
+    In the first sharp step, which has no m yet, d is g. A step uses m as it was before, as the authors' code does; at
+    σ = 1 the new m gives the same direction, because g - (λ m + (1 - λ) g) = λ (g - m).
+    """
+
+    def __init__(self, sigma: float, decay: float) -> None:
+        self.sigma, self.decay, self.m = sigma, decay, None
+
+    def epsilon(self, theta: Tensor, g: Tensor, rho: float) -> Tensor:
+        d = g if self.m is None else g - self.sigma * self.m
+        return rho * d / d.norm()
+
+    def sharp(self, model: nn.Module, devices: list[Device], clean: list[Tensor], t: int, rho: float) -> list[Tensor]:
+        result, g = super().sharp(model, devices, clean, t, rho), torch.stack(clean).mean(0)
+        self.m = g if self.m is None else self.decay * self.m + (1 - self.decay) * g
+        return result
+
+    def state(self) -> dict:
+        return {"m": self.m}
+
+
 class Esam(Sam):
     """ε = (ρ/β) g_S/‖g_S‖; g_s is over the ⌊γB⌋ samples with the largest ℓ(θ + ε) - ℓ(θ)."""
 
