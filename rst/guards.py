@@ -1,53 +1,178 @@
-"""What the passes of a step must leave alone: gradients, buffers, random numbers, modules' modes, DDP's averaging."""
+"""What the passes of a step must leave alone: buffers, frozen parameters, random numbers, modes, DDP's averaging."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
+
+from rst.ranks import sum_over_ranks
 
 RngStates = list[tuple[torch.device, Tensor]]
 """States of random number generators, each with the device of its generator."""
 
-# Gradients and buffers ------------------------------------------------------------------------------------------------
+# The model ------------------------------------------------------------------------------------------------------------
+
+_registrations = 0
 
 
-@contextmanager
-def fresh_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, gradients start from zero; afterwards, those from before are added to what the body left in ``.grad``."""
-    # Copies, not the tensors themselves: under DDP a gradient can be a view of a bucket that the body overwrites.
-    before = {p: p.grad.clone() for p in parameters if p.grad is not None}
-    for p in before:
-        p.grad.zero_()  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for p, gradient in before.items():
-            # p.grad is looked up again: the body may have set it to None, and a backward pass with
-            # create_graph=True replaces the tensor instead of adding to it.
-            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+def _count_registration(*_: object) -> None:
+    global _registrations
+    _registrations += 1
 
 
-@contextmanager
-def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer of the model has its value from before, and is the tensor from before where rebound."""
-    with torch.no_grad():
-        preserved = [
-            (module, name, buffer, buffer.clone())
-            for module in model.modules()
+register_module_parameter_registration_hook(_count_registration)
+register_module_module_registration_hook(_count_registration)
+register_module_buffer_registration_hook(_count_registration)
+
+
+class Parts:
+    """A model's parameters, buffers and wrappers, from a walk that is repeated only after some module gets a new part.
+
+    On a network of many small tensors a walk takes longer than the perturbation itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._walked_at = -1
+
+    def look(self) -> bool:
+        """Walk the model if any module has got a new part since the last walk; whether that was so."""
+        if self._walked_at == _registrations:
+            return False
+        self._walked_at = _registrations
+        modules = list(self.model.modules())
+        self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
+        self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+        self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
+        self._buffers = [
+            (module._buffers, name, _is_written_uncounted(buffer))
+            for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        return True
+
+    @contextmanager
+    def gradient_sync(self, enabled: bool) -> Iterator[None]:
+        """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
+
+        DDP decides this in the forward pass, so that forward and backward must both run inside.
+        """
+        with ExitStack() as stack:
+            for wrapper in self.wrappers if not enabled else ():
+                stack.enter_context(wrapper.no_sync())
+            yield
+
+    def average_gradients(self) -> None:
+        """Average ``.grad`` over the ranks, for passes that ran without DDP's own averaging.
+
+        A gradient that is None on some ranks counts as zero there; one that is None on all ranks stays None.
+        """
+        for wrapper in self.wrappers:
+            parameters = [p for p in wrapper.parameters() if p.requires_grad]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            present = gradients[0].new_tensor([p.grad is not None for p in parameters])
+            sum_over_ranks([*gradients, present], wrapper.process_group)
+            torch._foreach_div_(gradients, torch.distributed.get_world_size(wrapper.process_group))
+            if any(p.grad is None for p in parameters):
+                for p, gradient, ranks in zip(parameters, gradients, present.tolist(), strict=True):
+                    p.grad = gradient if ranks else None
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over the ranks whose gradients DDP averages."""
+        for wrapper in self.wrappers:
+            sum_over_ranks([value], wrapper.process_group)
+            value /= torch.distributed.get_world_size(wrapper.process_group)
+        return value
+
+    def forget_copies(self) -> None:
+        """Drop what torch computed from the weights: autocast's copies, cached parametrisations, gathered shards."""
+        torch.clear_autocast_cache()
+        parametrize._cache.clear()
+        for module in self.sharded:
+            module.reshard()
+
+    def bystanders(self) -> list[tuple[Tensor, bool]]:
+        """Frozen parameters and buffers; with each, whether kernels may write to it without a new version."""
+        self.look()
+        frozen: list[tuple[Tensor, bool]] = [(p, False) for _, p in self.parameters if not p.requires_grad]
+        return frozen + [(buffers[name], uncounted) for buffers, name, uncounted in self._buffers]  # type: ignore[misc]
+
+    def bindings(self) -> list[tuple[dict[str, Tensor | None], str, Tensor | None]]:
+        """Which tensor each buffer's name stands for: the module's dictionary, the name and the tensor."""
+        return [(buffers, name, buffers[name]) for buffers, name, _ in self._buffers]
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what `DistributedDataParallel` and `torch.compile` put before it."""
+    return name.removeprefix("module.").replace("_orig_mod.", "")
+
+
+def _is_written_uncounted(buffer: Tensor) -> bool:
+    """Whether it may hold running statistics, to which batch norm's kernels write without a new version."""
+    is_vector = buffer.dim() == 1 and buffer.is_floating_point() and buffer.is_contiguous()
+    return is_vector and buffer.numel() <= 2**16 and not buffer.is_inference()
+
+
+class Bystanders:
+    """A model's buffers and frozen parameters, which the perturbed pass must leave as the clean pass left them.
+
+    It is made before the clean pass. What that pass changes, as the tensors' version counters tell, the perturbed pass
+    will change too, so that it is copied. Everything else is neither copied nor written to.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._before = {id(tensor): (tensor, _stamp(tensor)) for tensor, _ in parts.bystanders()}
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Afterwards each has its value from before, its storage, and its name in its module.
+
+        Raises RuntimeError where the body has changed one that the clean pass had left alone.
+        """
+        moving: list[tuple[Tensor, Tensor]] = []  # With an alias, in case the body gives the tensor another storage.
+        still: list[tuple[Tensor, object]] = []
+        for tensor, uncounted in self._parts.bystanders():
+            stamp = _stamp(tensor)
+            if uncounted or self._before.get(id(tensor), (None, None))[1] != stamp:
+                moving.append((tensor, tensor.detach()))
+            else:
+                still.append((tensor, stamp))
+        bindings = self._parts.bindings()
+        values = torch._foreach_clone([alias for _, alias in moving]) if moving else []
+        try:
+            yield
+        finally:
+            for buffers, name, buffer in bindings:
+                buffers[name] = buffer
+            for tensor, alias in moving:
+                if tensor.data_ptr() != alias.data_ptr():
+                    tensor.data = alias
+            if moving:
+                torch._foreach_copy_([alias for _, alias in moving], list(values))
+        if any(_stamp(tensor) != stamp for tensor, stamp in still):
+            raise RuntimeError(
+                "a buffer or frozen parameter changed in the perturbed pass but not in the clean pass, so that its "
+                "value from before is lost: let every forward pass change the same buffers."
+            )
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int]:
+    """What tells whether a tensor was written to or given another storage: its version and its address."""
     try:
-        yield
-    finally:
-        with torch.no_grad():
-            if preserved:
-                torch._foreach_copy_([buffer for _, _, buffer, _ in preserved], [value for *_, value in preserved])
-            for module, name, buffer, _ in preserved:
-                module._buffers[name] = buffer
+        return tensor._version, tensor.data_ptr()
+    except RuntimeError:  # Inference tensors have no version, and sharded ones no address.
+        return -1, -1
 
 
 # Random numbers and modes ---------------------------------------------------------------------------------------------
@@ -90,56 +215,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-# Several ranks --------------------------------------------------------------------------------------------------------
-
-
-def world_size() -> int:
-    """Number of ranks of the default process group; 1 where there is none."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-@contextmanager
-def gradient_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
-
-    DDP decides this in the forward pass, so that forward and backward must both run inside.
-    """
-    with ExitStack() as stack:
-        if not enabled:
-            for module in model.modules():
-                if isinstance(module, DistributedDataParallel):
-                    stack.enter_context(module.no_sync())
-        yield
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Average ``.grad`` over the ranks, for a model whose passes ran without DDP's own averaging.
-
-    A gradient that is None on some ranks counts as zero there; one that is None on all ranks stays None.
-    """
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            present = gradients[0].new_tensor([p.grad is not None for p in parameters])
-            sum_over_ranks([*gradients, present], module.process_group)
-            torch._foreach_div_(gradients, torch.distributed.get_world_size(module.process_group))
-            if any(p.grad is None for p in parameters):
-                for p, gradient, ranks in zip(parameters, gradients, present.tolist(), strict=True):
-                    p.grad = gradient if ranks else None
-
-
-def sum_over_ranks(tensors: Sequence[Tensor], group: Any = None) -> None:
-    """Replace each tensor by its sum over the ranks, with one all-reduce for each dtype; without ranks do nothing."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
-        same_type = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in same_type])
-        distributed.all_reduce(flat, group=group)
-        sums = flat.split([tensor.numel() for tensor in same_type])
-        torch._foreach_copy_(same_type, [total.view_as(tensor) for total, tensor in zip(sums, same_type, strict=True)])

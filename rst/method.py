@@ -22,18 +22,31 @@ A variant of SAM (`rst.variants`) computes another gradient in the place of g_s;
 
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from rst import guards
-from rst.checks import non_negative
-from rst.gate import Gate, ScheduleLike
-from rst.perturbation import EPSILON, check_wrapper, norm, perturbed, trainable_parameters
+from rst.checks import in_unit_interval, non_negative
+from rst.gate import ScheduleLike, make_gate
+from rst.perturbation import EPSILON, Only, Vector, Weights
+from rst.ranks import check_wrappers
 from rst.variants import Variant, variant_of
+
+Passes = Generator[float | Tensor, None, None]
+SharpPasses = Generator[float | Tensor, None, bool]
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch's place in its step, whether it is the last, its share of the step, and share times loss scale."""
+
+    number: int
+    last: bool
+    share: float
+    factor: float | Tensor
 
 
 class RST:
@@ -45,28 +58,32 @@ class RST:
         optimizer.step(); optimizer.zero_grad()
 
     Args:
-        model: the module that the loop calls: with several ranks, the `DistributedDataParallel` wrapper.
-        rho: radius ρ >= 0 of the perturbation: its 2-norm over all trainable parameters together, in units of the
+        model: the module that the loop calls: with several ranks, the `DistributedDataParallel` wrapper, or the module
+            that ``fully_shard`` has sharded.
+        rho: radius ρ >= 0 of the perturbation: its 2-norm over all perturbed parameters together, in units of the
             weights. Or a callable (t, total_steps) -> ρ.
         schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
         gamma_ratio: c = γ/ρ >= 0 (eq. 7). "auto" is 1 / (mean of p(t)): with a constant p, the expected gradient of
             every step is then that of SAM (eq. 6 and 8); with a p that changes, p(t) c is 1 in the mean over t only.
         total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
         seed: of the gate. X_t is a function of (seed, t) and p(t) alone, and so the same on every rank.
-        variant: how a sharp step finds its gradient: "sam", "asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d", or
-            an instance of `rst.variants.Variant`.
+        variant: how a sharp step finds its gradient: a name of `rst.variants.NAMES`, or an instance of
+            `rst.variants.Variant`.
+        only: (name, parameter) -> whether the parameter is perturbed, for example
+            ``lambda name, p: p.dim() == 1``. The norm is that of their gradient, and only they are saved. By default
+            all trainable parameters are perturbed.
         sync_perturbation: with several ranks, perturb along the gradient averaged over the ranks, which takes one more
-            all-reduce for each clean pass. By default each rank follows its own gradient. Not for GSAM and LookSAM.
-        normalise_clean: mix (1 - c) g/‖g‖ + c g_s in place of eq. 7, as the authors' later code does. Where c is not 1
-            this is refused with several ranks and with several micro-batches a step. It must not be used with
-            `torch.amp.GradScaler`, where it is wrong without an error: the loss scale cancels in g/‖g‖ but not in g_s.
+            all-reduce for each clean pass. By default each rank follows its own gradient. Not for GSAM and LookSAM;
+            needed with ``fully_shard``, where gradients arrive averaged.
+        normalise_clean: mix (1 - c) g/‖g‖ + c g_s in place of eq. 7, as the authors' later code does.
 
     Attributes:
         t: number of steps done, which is the index of the next step.
-        forward_passes, backward_passes: propagations done so far, in units of one over a whole micro-batch.
+        sharp_steps: how many of them were sharp.
+        forward_passes, backward_passes: propagations done so far, in units of one over all images of a step.
 
-    Raises ValueError for an argument outside its range, p(t) outside [0, 1] at some t, parameters that are sharded over
-    ranks or lie on several devices, and an option that does not go with the variant or with several ranks (see above).
+    Raises ValueError for an argument outside its range, p(t) outside [0, 1] at some t, parameters whose norm cannot be
+    known, and an option that does not go with the variant or with the wrapper of the model (see above).
     """
 
     def __init__(
@@ -78,6 +95,7 @@ class RST:
         total_steps: int | None = None,
         seed: int = 0,
         variant: str | Variant = "sam",
+        only: Only | None = None,
         sync_perturbation: bool = False,
         normalise_clean: bool = False,
     ) -> None:
@@ -89,22 +107,23 @@ class RST:
         self.sync_perturbation = sync_perturbation
         self.normalise_clean = normalise_clean
         self.seed = seed
-        self.t = 0
-        self.forward_passes = self.backward_passes = 0.0
+        self.t = self.sharp_steps = 0
+        self.forward_passes = self.backward_passes = self._plain_passes = 0.0
         self._micro_batch = 0  # how many micro-batches of step t are done
-        self._open: weakref.ref[Generator[float, None, None]] | None = None
-        self._gate = Gate(schedule, total_steps, seed)
+        self._is_sharp = False  # whether those were sharp
+        self._open: weakref.ref[Passes] | None = None
+        self._gate = make_gate(schedule, total_steps, seed)
+        self._parts = guards.Parts(model)
+        self._weights = Weights(self._parts, only)
         if sync_perturbation and self.variant.combine is not None:
             name = type(self.variant).__name__
             raise ValueError(f"sync_perturbation does not go with {name}, which mixes g and g_s: leave it out.")
-        check_wrapper(model)
-        trainable_parameters(model)
+        self._look()
         if gamma_ratio == "auto":
             if self._gate.mean == 0:
                 raise ValueError(f"gamma_ratio 'auto' is 1 / (mean of p(t)), which is 0 for {schedule}: give a number.")
             gamma_ratio = 1 / self._gate.mean
         self.gamma_ratio = non_negative("gamma_ratio", gamma_ratio)
-        self._check_normalised()
 
     # The gate ---------------------------------------------------------------------------------------------------------
 
@@ -114,8 +133,11 @@ class RST:
         return self._gate.steps
 
     @property
-    def sharp(self) -> bool:
-        """Whether step t is sharp, the one that the next `passes` runs. Raises ValueError from total_steps on."""
+    def sharp(self) -> bool | None:
+        """Whether step t is sharp, the one that the next `passes` runs; None where its clean pass will decide.
+
+        Raises ValueError from total_steps on.
+        """
         return self._gate(self.t)
 
     @property
@@ -124,46 +146,63 @@ class RST:
         return self._gate.mean * self.variant.extra_passes
 
     @property
-    def realised_extra_propagations(self) -> float:
+    def drawn_extra_propagations(self) -> float:
         """Δη with the drawn X_t in place of p(t): over all T steps, or without total_steps over the steps done."""
         return self._gate.share(self.t) * self.variant.extra_passes
 
+    @property
+    def realised_extra_propagations(self) -> float:
+        """Δη as counted: the passes of the steps done, over those of as many plain steps, less 1; at first 0."""
+        done = (self.forward_passes + 2 * self.backward_passes) / 3
+        return done / self._plain_passes - 1 if self._plain_passes else 0.0
+
     # The step ---------------------------------------------------------------------------------------------------------
 
-    def passes(self, advance: bool = True) -> Iterator[float]:
+    def passes(
+        self, advance: bool = True, share: float = 1.0, scaler: torch.amp.GradScaler | None = None
+    ) -> Iterator[float | Tensor]:
         """The passes of step t. Yields the weight of each one's loss: 1 in the clean pass, c in the perturbed pass.
 
-        The body runs the forward pass and ``(weight * loss).backward()``. It may use a loss scaler, or loop over
-        micro-batches that then share one perturbation; it must not clear gradients, to which the perturbed pass adds.
-        A gradient that was in ``.grad`` before takes no part in the perturbation and is kept in the sum.
+        The body runs the forward pass and ``(weight * loss).backward()``. It may loop over micro-batches that then
+        share one perturbation; it must not clear gradients, to which the perturbed pass adds. A gradient that was in
+        ``.grad`` before takes no part in the perturbation and is kept in the sum.
 
-        t advances when the last pass has ended without an error. With ``advance=False`` the step stays open: the next
-        `passes` runs another micro-batch of it, which has its own perturbation and adds to the same gradient. DDP
-        averages that gradient over the ranks in the last micro-batch.
+        Afterwards, and also after an error, weights are θ again to the bit, and buffers, frozen parameters and random
+        number generators are as the clean pass left them. The perturbed pass repeats its dropout masks (not so ESAM).
 
-        In the perturbed pass dropout repeats the masks of the clean pass (ESAM is an exception). Afterwards, and also
-        after an error, weights, buffers and random number generators are as the clean pass left them.
+        Args:
+            advance: whether this is the last micro-batch of the step: t then advances, if no pass raised an error. Each
+                micro-batch has its own perturbation and adds to the same gradient, which DDP averages in the last one.
+            share: of this micro-batch in the step, in [0, 1]. It is a factor of the weights, so that the loss stays the
+                mean over the micro-batch.
+            scaler: the loss scaler. Its scale is then a factor of the weights, tensors, and the body does not call it.
 
-        Raises ValueError for a variant that needs the loss of each sample (use `backward`), past total_steps, and for
-        ``normalise_clean`` in a step of several micro-batches; RuntimeError where the clean pass left no gradient.
+        Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;
+        RuntimeError where the clean pass left no gradient, or the body cleared one.
         """
         if self.variant.needs_per_sample_loss:
             raise ValueError(
                 f"{type(self.variant).__name__} needs the loss of each sample: "
                 "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
             )
-        return self._start(advance)
+        return self._start(advance, share, scaler)
 
-    def backward(self, closure: Callable[..., Tensor], advance: bool = True) -> Tensor:
-        """All `passes` of step t in one call. Returns the clean loss: a scalar, detached.
+    def backward(
+        self,
+        closure: Callable[..., Tensor],
+        advance: bool = True,
+        share: float = 1.0,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Tensor:
+        """All `passes` of step t in one call. Returns the clean loss, without share and scale: a scalar, detached.
 
         ``closure()`` runs the forward pass and returns the loss, or a tensor of losses, whose mean is the loss. For
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
         Raises as `passes` does, and ValueError where such a closure returns anything but [n].
         """
         per_sample, clean = self.variant.needs_per_sample_loss, None
-        for weight in self._start(advance):
-            loss = closure(self._rows(closure, clean)) if per_sample else closure()
+        for weight in self._start(advance, share, scaler):
+            loss = closure(self._rows(closure, clean, share)) if per_sample else closure()
             if per_sample and loss.dim() != 1:
                 raise ValueError(
                     f"{type(self.variant).__name__} needs the loss of each sample: the closure returned a tensor of "
@@ -172,112 +211,123 @@ class RST:
             (weight * loss.mean()).backward()
             if clean is None:
                 clean = loss.detach()
-                if per_sample and self.sharp:
-                    with guards.evaluation_mode(self.model), guards.preserved_buffers(self.model):
-                        cost = self.variant.observe(closure, trainable_parameters(self.model), len(clean))
-                    self._count(cost, cost)
+                if per_sample and self.sharp is not False:
+                    with guards.evaluation_mode(self.model), self._bystanders.preserved():
+                        cost = self.variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
+                    self._count(share * cost, share * cost)
         assert clean is not None
         return clean.mean()
 
-    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None) -> object:
+    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None, share: float) -> object:
         """Rows of the batch for the next pass: all in the clean one, then those that the variant selects."""
         if clean is None:
             return slice(None)
         rows, forward, backward = self.variant.select(closure, clean)
-        self._count(forward - 1, backward - 1)
+        self._count(share * (forward - 1), share * (backward - 1))
         return rows
 
-    def _start(self, advance: bool) -> Generator[float, None, None]:
+    def _start(self, advance: bool, share: float, scaler: torch.amp.GradScaler | None) -> Passes:
         self.restore()
-        self._check_normalised(advance)
-        passes = self._passes(self.sharp, advance)
+        self._look()
+        factor: float | Tensor = in_unit_interval("share", share)
+        if scaler is not None and scaler.is_enabled():
+            factor = scaler.scale(torch.tensor(factor, device=self._weights.device))
+        sharp = self._is_sharp if self._micro_batch else self.sharp
+        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor))
         # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.
         self._open = weakref.ref(passes)
         return passes
 
-    def _passes(self, sharp: bool, advance: bool) -> Generator[float, None, None]:
-        # Autocast caches its low-precision copies of the weights; those of the previous step are out of date.
-        torch.clear_autocast_cache()
-        if not sharp:
-            with guards.gradient_sync(self.model, enabled=advance):
-                yield 1.0  # g
-            self._count(1, 1)
+    def _passes(self, sharp: bool | None, batch: MicroBatch) -> Passes:
+        self._parts.forget_copies()  # Of the weights before the last optimizer step.
+        if sharp is False:
+            with self._parts.gradient_sync(enabled=batch.last):
+                yield batch.factor  # g
+            self._count(batch.share, batch.share)
         else:
-            parameters = trainable_parameters(self.model)
-            if self._micro_batch == 0:
-                self.variant.begin(parameters, self.t, self.total_steps, self.seed)
-            sharp_step = self._accumulated if self.variant.combine is None else self._combined
-            yield from sharp_step(parameters, advance)
-        self._micro_batch = 0 if advance else self._micro_batch + 1
-        self.t += advance
+            sharp = yield from self._sharp_passes(sharp, batch)
+        self._plain_passes += batch.share
+        self._is_sharp, self._micro_batch = sharp, 0 if batch.last else batch.number + 1
+        self.sharp_steps += batch.last and sharp
+        self.t += batch.last
 
-    def _accumulated(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
-        """(1 - c) g + c g_s, by accumulation in ``.grad``, without a copy of g."""
-        model, c = self.model, self.gamma_ratio
-        states = guards.rng_states(p.device for p in parameters)
-        with ExitStack() as stack:
-            with guards.fresh_gradients(parameters), guards.gradient_sync(model, enabled=self.sync_perturbation):
-                yield 1.0  # g
-                self._count(1, 1)
-                stack.enter_context(self._perturbed_pass(parameters, states))
-                # At c = 1 this multiplies by 0, but infinity * 0 is NaN: a loss scaler still sees an overflow of g.
-                clean = [p.grad for p in parameters if p.grad is not None]
-                torch._foreach_mul_(clean, self._clean_weight(clean))
-            stack.enter_context(guards.gradient_sync(model, enabled=advance))
-            yield c  # g_s, which backward() adds to (1 - c) g
-            self._count(1, 1)
+    def _sharp_passes(self, sharp: bool | None, batch: MicroBatch) -> SharpPasses:
+        """The passes of a sharp step, or of one whose clean pass decides that. Returns whether it was sharp."""
+        weights, variant = self._weights, self.variant
+        sync = self.sync_perturbation and variant.combine is None
+        self._random, self._bystanders = guards.rng_states([weights.device]), guards.Bystanders(self._parts)
+        if batch.number == 0:
+            variant.begin(weights.perturbed_parameters(), self.t, self.total_steps, self.seed)
+        total = weights.take_gradients()
+        try:
+            with self._parts.gradient_sync(enabled=sync):
+                yield batch.factor  # g
+            self._count(batch.share, batch.share)
+            gradient = weights.gradient()
+            if sharp is None:
+                square = (gradient.norm() / batch.factor).square()
+                sharp = self._gate.decide(self.t, self._parts.mean_over_ranks(square).item())
+            if sharp and variant.combine is None:
+                yield from self._accumulated(total, gradient, batch)
+                return True
+            if sharp:
+                yield from self._combined(gradient, batch)
+            weights.add_up(total)
+        except BaseException:
+            weights.put_gradients(total)
+            raise
+        if batch.last and not sync:
+            self._parts.average_gradients()
+        return sharp
 
-    def _combined(self, parameters: list[Tensor], advance: bool) -> Generator[float, None, None]:
-        """(1 - c) g + c times what the variant combines g and g_s to; on each rank by itself, then averaged."""
-        model, variant, c = self.model, self.variant, self.gamma_ratio
+    def _accumulated(self, total: list[Tensor | None], gradient: Vector, batch: MicroBatch) -> Passes:
+        """Adds (1 - c) g + c g_s to the total, by accumulation in ``.grad``."""
+        weights, c = self._weights, self.gamma_ratio
+        free = weights.add_clean(total, gradient, self._clean_weight(gradient, batch))
+        with self._perturbed_pass(free, batch):
+            weights.put_gradients(total)
+            with self._parts.gradient_sync(enabled=batch.last):
+                yield c * batch.factor  # g_s, which backward() adds to (1 - c) g
+            self._count(batch.share, batch.share)
+        weights.check_not_cleared(total)
+
+    def _combined(self, gradient: Vector, batch: MicroBatch) -> Passes:
+        """Leaves (1 - c) g + c times what the variant makes of g and g_s in ``.grad``, on each rank by itself."""
+        weights, variant = self._weights, self.variant
         assert variant.combine is not None
-        states = guards.rng_states(p.device for p in parameters)
-        with guards.fresh_gradients(parameters), guards.gradient_sync(model, enabled=False):
-            yield 1.0  # g
-            self._count(1, 1)
-            clean = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
-            if variant.perturbs(self._micro_batch):
-                with self._perturbed_pass(parameters, states):
-                    torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
-                    yield 1.0  # g_s
-                    self._count(1, 1)
-            sharp = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            with torch.no_grad():
-                variant.combine(sharp, clean, self._micro_batch)
-                torch._foreach_mul_(sharp, c)
-                torch._foreach_mul_(clean, self._clean_weight(clean))
-                torch._foreach_add_(sharp, clean)
-            for p, gradient in zip(parameters, sharp, strict=True):
-                # A layer that this step skipped stays at None, unless LookSAM added an earlier direction of it.
-                if p.grad is None and gradient.any():
-                    p.grad = gradient
-        if advance:
-            guards.average_gradients(model)
+        clean = weights.copied(gradient)
+        clean_weight = self._clean_weight(clean, batch)
+        if variant.perturbs(batch.number):
+            with self._perturbed_pass(gradient, batch), self._parts.gradient_sync(enabled=False):
+                weights.take_gradients()
+                yield batch.factor  # g_s
+                self._count(batch.share, batch.share)
+        with torch.no_grad():
+            sharp, clean = weights.filled(clean)
+            variant.combine(sharp, clean, batch.number)
+            torch._foreach_mul_(sharp, self.gamma_ratio)
+            torch._foreach_mul_(clean, clean_weight)
+            torch._foreach_add_(sharp, clean)
 
     @contextmanager
-    def _perturbed_pass(self, parameters: list[Tensor], states: guards.RngStates) -> Iterator[None]:
-        """At θ + ε, with the random numbers of the clean pass; buffers are afterwards as the clean pass left them."""
+    def _perturbed_pass(self, gradient: Vector, batch: MicroBatch) -> Iterator[None]:
+        """At θ + ε, with the random numbers of the clean pass; bystanders stay as the clean pass left them."""
         rho = non_negative("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
-        perturbation = perturbed(parameters, self.variant.perturb, rho)
-        with perturbation, guards.preserved_buffers(self.model), guards.replayed_rng(states):
+        perturbation = self._weights.perturbed(gradient, self.variant.perturb, rho, batch.factor)
+        with perturbation, self._bystanders.preserved(), guards.replayed_rng(self._random):
             yield
 
-    def _clean_weight(self, clean: list[Tensor]) -> float | Tensor:
+    def _clean_weight(self, gradient: Vector, batch: MicroBatch) -> float | Tensor:
         """The factor of g: 1 - c, or (1 - c) / ‖g‖ where the clean gradient is normalised."""
-        return (1 - self.gamma_ratio) / (norm(clean) + EPSILON) if self._normalises else 1 - self.gamma_ratio
+        weight = 1 - self.gamma_ratio
+        return weight * batch.factor / (gradient.norm() + EPSILON) if self.normalise_clean and weight else weight
 
-    @property
-    def _normalises(self) -> bool:
-        """Whether g/‖g‖ enters a gradient: at c = 1 its weight is 0, and at p = 0 no step is sharp."""
-        return self.normalise_clean and self.gamma_ratio != 1 and self._gate.mean > 0
-
-    def _check_normalised(self, advance: bool = True) -> None:
-        # Each micro-batch and rank would divide by its own ‖g‖, in which its share of the loss cancels.
-        if self._normalises and (not advance or self._micro_batch > 0 or guards.world_size() > 1):
-            raise ValueError(
-                f"normalise_clean with gamma_ratio {self.gamma_ratio:g} works only on one rank with one perturbation a "
-                "step: run all micro-batches in the body of one passes(), or leave normalise_clean out."
-            )
+    def _look(self) -> None:
+        if self._weights.look():
+            may_be_sharp = not self._gate.known or self._gate.mean > 0
+            check_wrappers(self.model, self._weights.is_sharded, may_be_sharp and not self.sync_perturbation)
+            if self._weights.is_sharded and self.variant.needs_whole_parameters:
+                raise ValueError(f"{type(self.variant).__name__} needs whole parameters: use DistributedDataParallel.")
 
     def _count(self, forward: float, backward: float) -> None:
         self.forward_passes += forward
@@ -295,13 +345,20 @@ class RST:
     # The state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """t and the variant's state, for a checkpoint. The gate is not in it: seed and schedule give it again."""
+        """t, the counters, what the gate is made of, and the variant's state, for a checkpoint."""
         self.restore()
-        return {"t": self.t, **self.variant.state_dict()}
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return {**counters, "gate": self._gate.state_dict(), "variant": self.variant.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned. The constructor must have had the same arguments as before."""
+        """Continue from what `state_dict` returned. Raises ValueError where the gate was another one."""
         self.restore()
-        self.t, self._micro_batch = state["t"], 0
+        self._gate.load_state_dict(state["gate"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self._micro_batch = 0
         device = next(self.model.parameters()).device
-        self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state))
+        self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state["variant"]))
+
+
+_COUNTERS = ("t", "sharp_steps", "forward_passes", "backward_passes", "_plain_passes")

@@ -1,83 +1,278 @@
-"""The perturbation of a sharp step: from θ to θ + ε and back, norms of gradients, and which parameters are moved."""
+"""Weights and gradients as long vectors: norms over all parameters and shards, and from θ to θ + ε and back."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from rst.guards import world_size
+from rst.guards import Parts
 
 EPSILON = 1e-12
 """Added to every norm before a division, so that a zero gradient gives a zero perturbation and not NaN."""
 
-Perturb = Callable[[list[Tensor], list[Tensor], list[Tensor], float], None]
-"""``perturb(out, weights, gradients, rho)`` writes ε into ``out``: see `rst.variants.Variant.perturb`."""
+Only = Callable[[str, Tensor], bool]
+"""``only(name, parameter)`` says whether a parameter is perturbed."""
+
+Perturb = Callable[["Vector", "Vector", "Vector", float, float | Tensor], None]
+"""``perturb(gradient, weights, scratch, rho, factor)`` turns g into ε: see `rst.variants.Variant.perturb`."""
 
 
-def norm(vector: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all tensors together, as one long vector: a scalar of float32, or of a wider type among theirs."""
-    precision = reduce(torch.promote_types, {tensor.dtype for tensor in vector}, torch.float32)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(vector), 2, precision)))
+class Vector(list[Tensor]):
+    """One long vector in pieces, one for each parameter: a list for ``torch._foreach_`` operations.
 
+    All pieces are real: of a complex parameter they hold its real and imaginary parts. Of a parameter that is sharded
+    over ranks they hold this rank's shard.
 
-def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """The inner product of two lists of tensors of equal shapes, each as one long vector: a scalar like `norm`."""
-    precision = reduce(torch.promote_types, {tensor.dtype for tensor in a}, torch.float32)
-    return torch.stack([(x * y).sum(dtype=precision) for x, y in zip(a, b, strict=True)]).sum()
-
-
-@contextmanager
-@torch.no_grad()
-def perturbed(parameters: list[Tensor], perturb: Perturb, rho: float) -> Iterator[None]:
-    """Inside, the parameters hold θ + ε, with ε made from ``.grad``; afterwards θ, bit for bit and at the same address.
-
-    SAM's ε is ρ g/‖g‖ (Algorithm 1, line 8). Parameters without a gradient are not moved. Elements of ε that are NaN
-    or infinite count as 0. The only memory of the size of the parameters is one copy of θ, plus what ``perturb`` takes
-    for itself; nothing here waits for the device. Raises RuntimeError where no parameter has a gradient.
+    Args:
+        pieces: the tensors.
+        indices: the places of their parameters among all trainable parameters of the model.
+        names: the names of their parameters.
+        groups: for each piece the process groups over which it is sharded; None where all parameters are whole.
     """
-    parameters = [p for p in parameters if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        raise RuntimeError("the clean pass left no gradient: call (weight * loss).backward() in every pass.")
-    saved = [p.clone() for p in parameters]
-    try:
-        perturb(parameters, saved, gradients, rho)
-        for epsilon in parameters:
-            epsilon.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # an infinite gradient over its infinite norm is NaN
-        torch._foreach_add_(parameters, saved)
-        # Autocast caches its low-precision copies of the weights, which have just changed.
-        torch.clear_autocast_cache()
-        yield
-    finally:
-        torch._foreach_copy_(parameters, saved)
-        torch.clear_autocast_cache()
+
+    def __init__(
+        self,
+        pieces: Iterable[Tensor],
+        indices: Sequence[int],
+        names: Sequence[str],
+        groups: Sequence[tuple] | None = None,
+    ) -> None:
+        super().__init__(pieces)
+        self.indices, self.names, self.groups = indices, names, groups
+
+    def norm(self) -> Tensor:
+        """The 2-norm of the whole vector, other ranks' shards included: a scalar of float32, or of a wider type."""
+        dtypes = {piece.dtype for piece in self}
+        precision = reduce(torch.promote_types, dtypes, torch.float32)
+        norms = torch.stack(torch._foreach_norm(self, 2, None if dtypes == {precision} else precision))
+        return torch.linalg.vector_norm(norms) if self.groups is None else self._sum(norms.square()).sqrt()
+
+    def dot(self, other: "Vector") -> Tensor:
+        """The inner product with a vector of the same whole parameters: a scalar like `norm`."""
+        precision = reduce(torch.promote_types, {piece.dtype for piece in self}, torch.float32)
+        a, b = (torch.cat([piece.reshape(-1).to(precision) for piece in vector]) for vector in (self, other))
+        return torch.dot(a, b)
+
+    def _sum(self, squares: Tensor) -> Tensor:
+        """The sum of the squared norms of all pieces, [pieces], and of other ranks' shards of them."""
+        assert self.groups is not None
+        total = squares.new_zeros(())
+        for groups in dict.fromkeys(self.groups):
+            part = squares[[i for i, own in enumerate(self.groups) if own == groups]].sum()
+            for group in groups:
+                torch.distributed.all_reduce(part, group=group)
+            total += part
+        return total
 
 
-def trainable_parameters(model: nn.Module) -> list[Tensor]:
-    """All parameters that require a gradient.
+class Weights:
+    """The trainable parameters of a model, θ: their gradients, and the way to θ + ε and back.
 
-    Raises ValueError where they are sharded over ranks (DTensor) or lie on several devices: the norm of the gradient
-    would be that of one shard.
+    Args:
+        parts: the model.
+        only: which parameters are perturbed; None for all.
+
+    Attributes:
+        parameters: all trainable parameters, perturbed or not.
+        device: theirs.
+        is_sharded: whether any is a `DTensor`.
     """
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    if any(hasattr(p, "device_mesh") for p in parameters):
-        raise ValueError("parameters are sharded over ranks (DTensor): use DistributedDataParallel.")
-    if len({p.device for p in parameters}) > 1:
-        raise ValueError("parameters are on several devices: put the whole model on one.")
-    return parameters
+
+    def __init__(self, parts: Parts, only: Only | None) -> None:
+        self._parts, self._only = parts, only
+        self._flags: list[bool] | None = None
+        self.parameters: list[Tensor] = []
+        self.device = torch.device("cpu")
+
+    def look(self) -> bool:
+        """Find the parameters anew if the model has got new parts, was moved, or has parameters frozen or released.
+
+        Returns whether that was so. Raises ValueError where they lie on several devices, are sharded so that their norm
+        is unknown, or where ``only`` selects none.
+        """
+        walked = self._parts.look()
+        flags = [p.requires_grad for _, p in self._parts.parameters]
+        if not walked and flags == self._flags and all(p.device == self.device for p in self.parameters[:1]):
+            return False
+        self._flags = flags
+        named = [(name, p) for name, p in self._parts.parameters if p.requires_grad]
+        self._names, self.parameters = [name for name, _ in named], [p for _, p in named]
+        devices = {p.device for p in self.parameters}
+        if len(devices) > 1:
+            raise ValueError("parameters are on several devices: put the whole model on one.")
+        self.device = next(iter(devices), self.device)
+        self._is_perturbed = [self._only is None or bool(self._only(name, p)) for name, p in named]
+        if named and not any(self._is_perturbed):
+            raise ValueError("only(name, parameter) is false for every trainable parameter: it must be true for some.")
+        self.is_sharded = any(hasattr(p, "device_mesh") for p in self.parameters)
+        self._groups = [_groups(name, p) for name, p in named] if self.is_sharded else None
+        self._is_plain = not self.is_sharded and not any(p.is_complex() for p in self.parameters)
+        self._saved: list[Tensor | None] = [None] * len(named)
+        self._copies: list[Tensor | None] = [None] * len(named)
+        return True
+
+    def perturbed_parameters(self) -> dict[str, Tensor]:
+        """The parameters that are perturbed, by name."""
+        return {
+            name: p for name, p, chosen in zip(self._names, self.parameters, self._is_perturbed, strict=True) if chosen
+        }
+
+    # ------------------------------------------------------------------------------------------ gradients, in ``.grad``
+
+    def take_gradients(self) -> list[Tensor | None]:
+        """What ``.grad`` holds. Afterwards it is None, so that autograd puts its own tensors there and adds nothing."""
+        taken = [p.grad for p in self.parameters]
+        self.put_gradients([None] * len(taken))
+        return taken
+
+    def put_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Set every parameter's ``.grad``."""
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+
+    def gradient(self) -> Vector:
+        """What ``.grad`` holds, of the parameters that have it. Raises RuntimeError where none has, or it is sparse."""
+        indices = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        gradients: list[Any] = [self.parameters[i].grad for i in indices]
+        if not indices:
+            raise RuntimeError(
+                "the clean pass left no gradient: call (weight * loss).backward() in every pass, and zero_grad() only "
+                "after the last one."
+            )
+        if any(gradient.layout is not torch.strided for gradient in gradients):
+            raise RuntimeError(
+                "a gradient is sparse and cannot be perturbed along: build the embedding without sparse=True."
+            )
+        return self._vector(indices, gradients)
+
+    def copied(self, gradient: Vector) -> Vector:
+        """A copy of a gradient, in buffers that are made once."""
+        copy = self._buffers(self._copies, gradient.indices)
+        torch._foreach_copy_(copy, gradient)
+        return copy
+
+    def add_clean(self, total: list[Tensor | None], gradient: Vector, weight: float | Tensor) -> Vector:
+        """Add ``weight`` times the gradient in ``.grad`` to a total. Returns the gradient, in tensors that are free."""
+        if not isinstance(weight, Tensor) and weight == 0:
+            return gradient
+        if isinstance(weight, Tensor) or any(total[i] is None for i in gradient.indices):
+            free = self.copied(gradient)
+            torch._foreach_mul_(gradient, weight)
+            self.add_up(total)
+            return free
+        sums = self._vector(gradient.indices, [total[i] for i in gradient.indices])
+        torch._foreach_add_(sums, gradient, alpha=weight)
+        return gradient
+
+    def add_up(self, total: list[Tensor | None]) -> None:
+        """Add ``.grad`` to a total, and put the sum into ``.grad``; a total of None becomes the tensor of ``.grad``."""
+        gradient = self.gradient()
+        both = [k for k, i in enumerate(gradient.indices) if total[i] is not None]
+        if both:
+            sums = self._vector([gradient.indices[k] for k in both], [total[gradient.indices[k]] for k in both])
+            torch._foreach_add_(sums, [gradient[k] for k in both])
+        total[:] = [p.grad if own is None else own for own, p in zip(total, self.parameters, strict=True)]
+        self.put_gradients(total)
+
+    def filled(self, clean: Vector) -> tuple[Vector, Vector]:
+        """The gradient in ``.grad`` and a clean one, both of the parameters that have either, with zeros elsewhere."""
+        for i in clean.indices:
+            if self.parameters[i].grad is None:
+                self.parameters[i].grad = torch.zeros_like(self.parameters[i])
+        sharp = self.gradient()
+        filled = self._buffers(self._copies, sharp.indices)
+        new = set(sharp.indices).difference(clean.indices)
+        for i, piece in zip(sharp.indices, filled, strict=True):
+            if i in new:
+                piece.zero_()
+        return sharp, filled
+
+    def check_not_cleared(self, total: list[Tensor | None]) -> None:
+        """Raise RuntimeError if ``.grad`` has lost the sum that was there before the perturbed pass."""
+        if any(wrapper.gradient_as_bucket_view for wrapper in self._parts.wrappers):
+            return  # Then DDP itself puts other tensors into ``.grad``.
+        for p, own in zip(self.parameters, total, strict=True):
+            # A backward pass with create_graph=True puts another tensor there, which has a history.
+            if own is not None and p.grad is not own and (p.grad is None or p.grad.grad_fn is None):
+                raise RuntimeError("a gradient was cleared inside passes(): call zero_grad() only after the last pass.")
+
+    # ------------------------------------------------------------------------------------------------- θ + ε and back
+
+    @contextmanager
+    @torch.no_grad()
+    def perturbed(self, gradient: Vector, perturb: Perturb, rho: float, factor: float | Tensor) -> Iterator[None]:
+        """Inside, the parameters are θ + ε; afterwards they are θ again, to the bit. ``gradient`` is used up."""
+        chosen = self._chosen(gradient)
+        weights = self._vector(chosen.indices, [self.parameters[i] for i in chosen.indices])
+        saved = self._buffers(self._saved, chosen.indices)
+        if chosen:
+            perturb(chosen, weights, saved, rho, factor)
+            torch._foreach_copy_(saved, weights)
+        try:
+            if chosen:
+                torch._foreach_add_(weights, chosen)
+            # The memory of ε is free for the perturbed pass, although the caller still holds the list.
+            chosen.clear()
+            gradient.clear()
+            self._parts.forget_copies()
+            yield
+        finally:
+            if weights:
+                torch._foreach_copy_(weights, saved)
+            self._parts.forget_copies()
+
+    def _chosen(self, gradient: Vector) -> Vector:
+        """The pieces of the parameters that are perturbed."""
+        if self._only is None:
+            return gradient
+        kept = [k for k, i in enumerate(gradient.indices) if self._is_perturbed[i]]
+        return self._of_pieces([gradient.indices[k] for k in kept], [gradient[k] for k in kept])
+
+    def _vector(self, indices: Sequence[int], tensors: Sequence[Any]) -> Vector:
+        """Parameters, or tensors laid out like them, as a vector that shares their memory."""
+        if not self._is_plain:
+            tensors = [self._local(tensor, i) for i, tensor in zip(indices, tensors, strict=True)]
+        return self._of_pieces(indices, tensors)
+
+    def _of_pieces(self, indices: Sequence[int], pieces: Iterable[Tensor]) -> Vector:
+        if len(indices) == len(self._names):
+            return Vector(pieces, indices, self._names, self._groups)
+        groups = None if self._groups is None else [self._groups[i] for i in indices]
+        return Vector(pieces, indices, [self._names[i] for i in indices], groups)
+
+    def _local(self, tensor: Any, index: int) -> Tensor:
+        if hasattr(tensor, "to_local"):
+            if tensor.placements != self.parameters[index].placements:  # type: ignore[attr-defined]
+                raise RuntimeError(
+                    f"the gradient of {self._names[index]} is laid out over the ranks as {tensor.placements}, unlike "
+                    "the parameter, so that its norm is unknown: shard the model with fully_shard alone."
+                )
+            tensor = tensor.detach().to_local()
+        return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
+
+    def _buffers(self, store: list[Tensor | None], indices: Sequence[int]) -> Vector:
+        """Buffers like these parameters. One is made at its first use, and anew when its parameter changes its type."""
+        vector = self._vector(indices, [self.parameters[i] for i in indices])
+        for k, i in enumerate(indices):
+            piece, buffer = vector[k], store[i]
+            if buffer is None or buffer.dtype != piece.dtype or buffer.shape != piece.shape:
+                store[i] = buffer = torch.empty_like(piece, requires_grad=False)
+            vector[k] = buffer
+        return vector
 
 
-def check_wrapper(model: nn.Module) -> None:
-    """Raise ValueError for a model that FSDP shards; warn where there are several ranks but no DDP wrapper."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError("parameters are sharded over ranks (FSDP): use DistributedDataParallel.")
-    if world_size() > 1 and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        warnings.warn(
-            f"there are {world_size()} ranks, but the model is not wrapped, so that nothing averages its gradients: "
-            "give RST the DistributedDataParallel module.",
-            stacklevel=3,
-        )
+def _groups(name: str, parameter: Any) -> tuple:
+    """The process groups over which a parameter is sharded; none where this rank has the whole of it."""
+    if not hasattr(parameter, "device_mesh"):
+        return ()
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError(f"parameter {name} is a partial sum on each rank, and has no norm: use fully_shard.")
+    if parameter.device.type != mesh.device_type:
+        raise ValueError(f"parameter {name} is kept on the CPU: leave out CPUOffloadPolicy.")
+    return tuple(
+        mesh.get_group(i) for i, placement in enumerate(placements) if placement.is_shard() and mesh.size(i) > 1
+    )

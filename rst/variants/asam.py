@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rst.checks import non_negative
-from rst.perturbation import EPSILON, norm
+from rst.perturbation import EPSILON, Vector
 from rst.variants.variant import Variant
 
 
@@ -18,12 +18,13 @@ class ASAM(Variant):
     def __init__(self, eta: float = 0.0) -> None:
         self.eta = non_negative("eta", eta)
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with ρ T² g / ‖T g‖."""
-        scale = torch._foreach_abs(weights)
-        torch._foreach_add_(scale, self.eta)  # T
-        torch._foreach_copy_(out, gradients)
-        torch._foreach_mul_(out, scale)  # T g
-        radius = rho / (norm(out) + EPSILON)
-        torch._foreach_mul_(out, scale)
-        torch._foreach_mul_(out, radius)
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn g into ρ T² g / ‖T g‖."""
+        torch._foreach_copy_(scratch, weights)
+        torch._foreach_abs_(scratch)
+        if self.eta:
+            torch._foreach_add_(scratch, self.eta)  # T
+        torch._foreach_mul_(gradient, scratch)  # T g
+        radius = rho / (gradient.norm() + EPSILON)
+        torch._foreach_mul_(gradient, scratch)
+        torch._foreach_mul_(gradient, radius)

@@ -1,13 +1,13 @@
 """ESAM: perturbs a random part of the weights and uses part of the samples in that pass (Du et al., 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rst.checks import in_unit_interval
-from rst.perturbation import EPSILON, norm
+from rst.perturbation import EPSILON, Vector
 from rst.streams import stream
 from rst.variants.variant import Closure, Variant
 
@@ -34,16 +34,15 @@ class ESAM(Variant):
             raise ValueError(f"beta and gamma must be above 0, got {beta} and {gamma}.")
         self.extra_passes = self.gamma + (1 / 3 if self.gamma < 1 else 0)
 
-    def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
+    def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Draw S, as a function of (seed, t), so that it is the same on all ranks and for all micro-batches."""
         draws = torch.rand(len(parameters), generator=stream("esam", seed, t)).tolist()
-        self.in_set = {p: float(draw < self.beta) for p, draw in zip(parameters, draws, strict=True)}
+        self.in_set = {name: float(draw < self.beta) for name, draw in zip(parameters, draws, strict=True)}
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with (ρ/β) g_S/‖g_S‖."""
-        torch._foreach_copy_(out, gradients)
-        torch._foreach_mul_(out, [self.in_set[p] for p in out])
-        torch._foreach_mul_(out, rho / self.beta / (norm(out) + EPSILON))
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn g into (ρ/β) g_S/‖g_S‖."""
+        torch._foreach_mul_(gradient, [self.in_set[name] for name in gradient.names])
+        torch._foreach_mul_(gradient, rho / self.beta / (gradient.norm() + EPSILON))
 
     def select(self, closure: Closure, clean_losses: Tensor) -> tuple[Any, float, float]:
         """The rows whose loss rises most, found by one forward propagation over all rows."""

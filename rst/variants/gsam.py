@@ -1,10 +1,9 @@
 """GSAM: SAM that also narrows the gap between the perturbed and the clean loss (Zhuang et al., 2022)."""
 
 import torch
-from torch import Tensor
 
 from rst.checks import non_negative
-from rst.perturbation import EPSILON, dot, norm
+from rst.perturbation import EPSILON, Vector
 from rst.variants.variant import Variant
 
 
@@ -18,8 +17,8 @@ class GSAM(Variant):
     def __init__(self, alpha: float = 0.4) -> None:
         self.alpha = non_negative("alpha", alpha)
 
-    def combine(self, sharp: list[Tensor], clean: list[Tensor], micro_batch: int) -> None:
+    def combine(self, sharp: Vector, clean: Vector, micro_batch: int) -> None:
         """g_s <- (1 + α ⟨g, g_s⟩ / ‖g_s‖²) g_s - α g, which is g_s - α g_⊥."""
-        along = dot(clean, sharp) / (norm(sharp) + EPSILON).square()
+        along = clean.dot(sharp) / (sharp.norm() + EPSILON).square()
         torch._foreach_mul_(sharp, 1 + self.alpha * along)
         torch._foreach_add_(sharp, clean, alpha=-self.alpha)

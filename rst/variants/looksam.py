@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rst.checks import non_negative, positive_integer
-from rst.perturbation import EPSILON, dot, norm
+from rst.perturbation import EPSILON, Vector
 from rst.variants.variant import Variant
 
 
@@ -25,35 +25,37 @@ class LookSAM(Variant):
         self.k, self.alpha = positive_integer("k", k), non_negative("alpha", alpha)
         self.extra_passes = 1 / k
         self.counts: dict[int, int] = {}
-        self.directions: dict[int, list[Tensor]] = {}
+        self.directions: dict[int, dict[str, Tensor]] = {}
 
     def perturbs(self, micro_batch: int) -> bool:
         """Whether this sharp step of the micro-batch is one of SAM's."""
         return self.counts.get(micro_batch, 0) % self.k == 0
 
-    def combine(self, sharp: list[Tensor], clean: list[Tensor], micro_batch: int) -> None:
+    def combine(self, sharp: Vector, clean: Vector, micro_batch: int) -> None:
         """At a step of SAM's store g_v and leave g_s; else add α ‖g‖/‖g_v‖ g_v to g."""
+        directions = self.directions.setdefault(micro_batch, {})
+        # The direction of a parameter that had no gradient yet, or was frozen, starts at zero.
+        old = [directions.setdefault(name, torch.zeros_like(g)) for name, g in zip(clean.names, clean, strict=True)]
         if self.perturbs(micro_batch):
-            along = dot(sharp, clean) / (norm(clean) + EPSILON).square()
-            direction = list(torch._foreach_mul(clean, -along))
-            torch._foreach_add_(direction, sharp)
+            along = sharp.dot(clean) / (clean.norm() + EPSILON).square()
+            new = Vector(torch._foreach_mul(clean, -along), clean.indices, clean.names)
+            torch._foreach_add_(new, sharp)
             # A g_v that is not finite, from an overflow under a loss scaler, would spoil the next k steps.
-            finite = norm(direction).isfinite()
-            old = self.directions.get(micro_batch) or [torch.zeros_like(g) for g in clean]
-            self.directions[micro_batch] = [
-                torch.where(finite, new, kept) for new, kept in zip(direction, old, strict=True)
-            ]
+            finite = new.norm().isfinite()
+            directions.update(
+                zip(clean.names, [torch.where(finite, *pair) for pair in zip(new, old, strict=True)], strict=True)
+            )
         else:
-            direction = self.directions[micro_batch]
-            scale = self.alpha * norm(clean) / (norm(direction) + EPSILON)
+            direction = Vector(old, clean.indices, clean.names)
+            scale = self.alpha * clean.norm() / (direction.norm() + EPSILON)
             torch._foreach_add_(sharp, torch._foreach_mul(direction, scale))
         self.counts[micro_batch] = self.counts.get(micro_batch, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """``counts`` and ``directions``: sharp steps done and g_v, by the number of the micro-batch."""
-        return {"counts": dict(self.counts), "directions": {i: list(g_v) for i, g_v in self.directions.items()}}
+        """``counts`` and ``directions``: sharp steps done and g_v (a tensor for each parameter), by micro-batch."""
+        return {"counts": dict(self.counts), "directions": {i: dict(g_v) for i, g_v in self.directions.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.counts = dict(state["counts"])
-        self.directions = {i: list(g_v) for i, g_v in state["directions"].items()}
+        self.directions = {i: dict(g_v) for i, g_v in state["directions"].items()}

@@ -1,15 +1,15 @@
 """SSAM: only part of the weights is perturbed, under a mask that is kept for many steps (Mi et al., 2022)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rst.checks import in_unit_interval, positive_integer
-from rst.guards import sum_over_ranks
-from rst.perturbation import EPSILON, norm
+from rst.perturbation import EPSILON, Vector
+from rst.ranks import sum_over_ranks
 from rst.streams import stream
 from rst.variants.variant import Closure, Variant
 
@@ -19,40 +19,44 @@ class SSAM(Variant):
 
     So ‖ε‖ <= ρ. Steps are divided into periods of ``update_every``; the first sharp step of a period makes a new mask,
     from the gradients of all ranks but only of the micro-batch that it is made in. The mask is the same on all ranks.
-    State: the mask, and the step at which the next period begins.
+    Where a gradient is not finite the old mask stays, and the next sharp step makes a new one. A parameter that was
+    frozen when the mask was made is perturbed as a whole. State: the mask, and the step from which on it is due again.
 
     Args:
         sparsity: share of the weights with m = 0, in [0, 1); with 0 this is SAM.
         update_every: >= 1, in steps, sharp or not. The default is about an epoch of CIFAR in batches of 256.
     """
 
-    depends_on_devices = True
+    depends_on_devices = needs_whole_parameters = True
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200) -> None:
         self.sparsity = in_unit_interval("sparsity", sparsity)
         if self.sparsity == 1:
             raise ValueError("sparsity must be below 1: at 1 no weight is perturbed.")
         self.update_every = positive_integer("update_every", update_every)
-        self.mask: list[Tensor] = []
+        self.mask: dict[str, Tensor] = {}
         self.due = 0
 
-    def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
+    def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Remember the parameters and t, which decide whether and how a mask is made later in the step."""
         self.parameters, self.t = parameters, t
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with ρ m ⊙ g / ‖g‖."""
-        torch._foreach_copy_(out, gradients)
-        mask_of = dict(zip(self.parameters, self.mask, strict=True))
-        torch._foreach_mul_(out, [mask_of[p] for p in out])
-        torch._foreach_mul_(out, rho / (norm(gradients) + EPSILON))
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn g into ρ m ⊙ g / ‖g‖."""
+        radius = rho / (gradient.norm() + EPSILON)
+        masked = [name in self.mask for name in gradient.names]
+        torch._foreach_mul_(
+            [piece for piece, has_mask in zip(gradient, masked, strict=True) if has_mask],
+            [self.mask[name] for name, has_mask in zip(gradient.names, masked, strict=True) if has_mask],
+        )
+        torch._foreach_mul_(gradient, radius)
 
     @property
     def is_due(self) -> bool:
         """Whether this step makes a new mask."""
         return self.t >= self.due
 
-    def renew(self, mask: list[Tensor]) -> None:
+    def renew(self, mask: dict[str, Tensor]) -> None:
         """Use this mask from now on. The next one is made in the next period."""
         self.mask = mask
         self.due = (self.t // self.update_every + 1) * self.update_every
@@ -60,7 +64,7 @@ class SSAM(Variant):
     @property
     def total(self) -> int:
         """Number of weights."""
-        return sum(p.numel() for p in self.parameters)
+        return sum(p.numel() for p in self.parameters.values())
 
     @property
     def ones(self) -> int:
@@ -68,12 +72,12 @@ class SSAM(Variant):
         return self.total - math.ceil(self.sparsity * self.total)
 
     def state_dict(self) -> dict[str, Any]:
-        """``mask``: a bool tensor for each parameter; ``due``: the step from which on a new mask is made."""
-        return {"mask": self.mask, "due": self.due}
+        """``mask``: a bool tensor for each parameter, by name; ``due``: from this step on a new mask is made."""
+        return {"mask": dict(self.mask), "due": self.due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.mask, self.due = list(state["mask"]), state["due"]
+        self.mask, self.due = dict(state["mask"]), state["due"]
 
 
 class SSAMF(SSAM):
@@ -93,17 +97,19 @@ class SSAMF(SSAM):
         super().__init__(sparsity, update_every)
         self.samples = positive_integer("samples", samples)
 
-    def observe(self, closure: Closure, parameters: Sequence[Tensor], samples: int) -> float:
+    def observe(self, closure: Closure, parameters: Mapping[str, Tensor], samples: int) -> float:
         """Make a new mask where one is due; the cost is the share of the micro-batch's samples that was used."""
         if not self.is_due:
             return 0.0
         count = min(self.samples, samples)
-        fisher = [torch.zeros_like(p) for p in parameters]
+        of = list(parameters.values())
+        fisher = [torch.zeros_like(p) for p in of]
         for i in range(count):
-            gradient = torch.autograd.grad(closure([i]).sum(), parameters, allow_unused=True, materialize_grads=True)
+            gradient = torch.autograd.grad(closure([i]).sum(), of, allow_unused=True, materialize_grads=True)
             torch._foreach_addcmul_(fisher, gradient, gradient)
         sum_over_ranks(fisher)
-        self.renew(largest(fisher, self.ones))
+        if are_finite(fisher):
+            self.renew(dict(zip(parameters, largest(fisher, self.ones), strict=True)))
         return count / samples
 
 
@@ -124,29 +130,47 @@ class SSAMD(SSAM):
         super().__init__(sparsity, update_every)
         self.drop = in_unit_interval("drop", drop)
 
-    def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
+    def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Remember what a mask of this step is made from, as a function of (seed, t)."""
         super().begin(parameters, t, total_steps, seed)
         self.share = self.drop * 0.5 * (1 + math.cos(math.pi * t / total_steps)) if total_steps else self.drop
         self.generator = stream("ssam", seed, t)
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with ρ m ⊙ g / ‖g‖, then make a new mask where one is due."""
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn g into ρ m ⊙ g / ‖g‖, and make a new mask from |g| where one is due."""
         if not self.mask:
-            self.renew(largest(self.noise(), self.ones))
-        super().perturb(out, weights, gradients, rho)
-        if self.is_due:
-            gradient_of = dict(zip(out, gradients, strict=True))
-            size = [gradient_of[p].abs() if p in gradient_of else torch.zeros_like(p) for p in self.parameters]
-            sum_over_ranks(size)
-            dropped = min(int(self.ones * self.share), self.total - self.ones)
-            stay = largest([s.masked_fill(~m, -1.0) for s, m in zip(size, self.mask, strict=True)], self.ones - dropped)
-            grow = largest([n.masked_fill(m, -1.0) for n, m in zip(self.noise(), self.mask, strict=True)], dropped)
-            self.renew([a | b for a, b in zip(stay, grow, strict=True)])
+            self.renew(dict(zip(self.parameters, largest(self.noise(), self.ones), strict=True)))
+        new_mask = self.exchanged(gradient) if self.is_due else None
+        super().perturb(gradient, weights, scratch, rho, factor)
+        if new_mask is not None:
+            self.renew(new_mask)
+
+    def exchanged(self, gradient: Vector) -> dict[str, Tensor] | None:
+        """The mask with part of it exchanged; None where the gradient is not finite."""
+        gradient_of = dict(zip(gradient.names, gradient, strict=True))
+        size = [
+            gradient_of[name].abs() if name in gradient_of else p.new_zeros(p.shape)
+            for name, p in self.parameters.items()
+        ]
+        sum_over_ranks(size)
+        if not are_finite(size):
+            return None
+        masks = [self.mask.get(name, torch.ones_like(p, dtype=torch.bool)) for name, p in self.parameters.items()]
+        dropped = min(int(self.ones * self.share), self.total - self.ones)
+        stay = largest([s.masked_fill(~m, -1.0) for s, m in zip(size, masks, strict=True)], self.ones - dropped)
+        grow = largest([n.masked_fill(m, -1.0) for n, m in zip(self.noise(), masks, strict=True)], dropped)
+        return {name: a | b for name, a, b in zip(self.parameters, stay, grow, strict=True)}
 
     def noise(self) -> list[Tensor]:
         """Random numbers, uniform on [0, 1), of the shapes of the parameters; the same on all ranks."""
-        return [torch.rand(p.shape, generator=self.generator).to(p.device) for p in self.parameters]
+        return [
+            torch.rand(p.shape, generator=self.generator, device="cpu").to(p.device) for p in self.parameters.values()
+        ]
+
+
+def are_finite(tensors: list[Tensor]) -> bool:
+    """Whether no number is infinite or NaN; on an accelerator this waits for the device."""
+    return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all())
 
 
 def largest(scores: list[Tensor], count: int) -> list[Tensor]:

@@ -1,12 +1,12 @@
 """The interface of a variant of SAM, and SAM itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rst.perturbation import EPSILON, norm
+from rst.perturbation import EPSILON, Vector
 
 Closure = Callable[[Any], Tensor]
 """Takes an index of rows of the batch, runs the forward pass on them, and returns the loss of each: [n]."""
@@ -30,33 +30,39 @@ class Variant:
     """Whether the state is made from the gradients of all ranks together. If so, a run on n devices is another run than
     the one with n micro-batches on one device; for all other variants the two are the same up to rounding."""
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with ε. SAM: ε = ρ g/‖g‖ (Algorithm 1, line 8).
+    needs_whole_parameters: bool = False
+    """Whether the variant goes wrong where a rank has only a shard of a parameter."""
+
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn the gradient into ε, in place. SAM: ε = ρ g/‖g‖ (Algorithm 1, line 8).
+
+        The three vectors have a piece for each perturbed parameter that has a gradient.
 
         Args:
-            out: the model's own parameters, of which only those that have a gradient.
-            weights: θ, a saved copy of them.
-            gradients: g, not to be changed.
+            gradient: ``factor`` times g.
+            weights: θ, the model's own parameters, not to be changed.
+            scratch: buffers of the same shapes, with any content, that may be overwritten.
             rho: ρ >= 0.
+            factor: share of the micro-batch in the step, times the loss scale; only a rule that is not the same for
+                all multiples of g needs it.
         """
-        torch._foreach_copy_(out, gradients)
-        torch._foreach_mul_(out, rho / (norm(gradients) + EPSILON))
+        torch._foreach_mul_(gradient, rho / (gradient.norm() + EPSILON))
 
     combine: Callable[..., None] | None = None
     """``combine(sharp, clean, micro_batch)`` turns g_s, in the tensors of ``sharp``, into the sharp gradient in place.
 
-    ``clean`` holds g and must not be changed; both lists have a tensor for every trainable parameter, zero where a
-    pass gave no gradient. ``micro_batch`` is the number of the micro-batch within its step, from 0. None means that the
-    sharp gradient is g_s itself; no copy of g is then made."""
+    ``clean`` holds g and must not be changed; both are a `Vector` over all parameters, perturbed or not, to which one
+    of the passes gave a gradient. ``micro_batch`` is the number of the micro-batch within its step, from 0. None means
+    that the sharp gradient is g_s itself; no copy of g is then made."""
 
     def perturbs(self, micro_batch: int) -> bool:
         """Whether this sharp step has a perturbed pass; without one, ``combine`` finds g in ``sharp`` as well."""
         return True
 
-    def begin(self, parameters: Sequence[Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Called once at the start of sharp step t, before its passes, with all trainable parameters."""
+    def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
+        """Called once at the start of step t, before its passes, if it may be sharp, with all perturbed parameters."""
 
-    def observe(self, closure: Closure, parameters: Sequence[Tensor], samples: int) -> float:
+    def observe(self, closure: Closure, parameters: Mapping[str, Tensor], samples: int) -> float:
         """Called after the clean pass of ``samples`` samples, at θ and in evaluation mode, on a micro-batch.
 
         Returns what it cost, in passes over the micro-batch. Only where `needs_per_sample_loss`.

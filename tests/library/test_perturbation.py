@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import rst
 from rst import schedules
-from rst.perturbation import dot, norm
+from rst.perturbation import Vector
 
 RHO = 0.1
 X, Y = batch(0)
@@ -117,8 +117,8 @@ def test_weights_of_several_floating_types_are_perturbed_by_one_common_norm(firs
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_norm_and_dot_are_those_of_one_long_vector_in_float32_or_more(dtype, tolerance):
     torch.manual_seed(0)
-    a, b = ([torch.randn(3, 4).to(dtype), torch.randn(5).to(dtype)] for _ in range(2))
+    a, b = (Vector([torch.randn(3, 4).to(dtype), torch.randn(5).to(dtype)], [0, 1], ["a", "b"]) for _ in range(2))
     long_a, long_b = (torch.cat([t.flatten() for t in vector]).double() for vector in (a, b))
-    for actual, expected in ((norm(a), long_a.norm()), (dot(a, b), long_a @ long_b)):
+    for actual, expected in ((a.norm(), long_a.norm()), (a.dot(b), long_a @ long_b)):
         assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
