@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from rst.ranks import sum_over_ranks
+from rst.ranks import check_wrappers, is_fully_sharded, sum_over_ranks
 
 RngStates = list[tuple[torch.device, Tensor]]
 """States of random number generators, each with the device of its generator."""
@@ -38,27 +38,35 @@ class Parts:
     """A model's parameters, buffers and wrappers, from a walk that is repeated only after some module gets a new part.
 
     On a network of many small tensors a walk takes longer than the perturbation itself.
+
+    Args:
+        model: the module that the loop calls.
+        own_gradient: whether sharp steps perturb each rank along its own gradient.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, own_gradient: bool) -> None:
+        self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
 
     def look(self) -> bool:
-        """Walk the model if any module has got a new part since the last walk; whether that was so."""
+        """Walk the model if any module has got a new part since the last walk; whether that was so.
+
+        Raises ValueError where the wrapper of the model does not go with sharp steps: see `check_wrappers`.
+        """
         if self._walked_at == _registrations:
             return False
         self._walked_at = _registrations
         modules = list(self.model.modules())
         self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
-        self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
+        self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
             for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        check_wrappers(modules, self._own_gradient)
         return True
 
     @contextmanager

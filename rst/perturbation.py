@@ -74,15 +74,15 @@ class Weights:
     Args:
         parts: the model.
         only: which parameters are perturbed; None for all.
+        must_be_whole: whether parameters that are sharded over ranks are refused.
 
     Attributes:
         parameters: all trainable parameters, perturbed or not.
         device: theirs.
-        is_sharded: whether any is a `DTensor`.
     """
 
-    def __init__(self, parts: Parts, only: Only | None) -> None:
-        self._parts, self._only = parts, only
+    def __init__(self, parts: Parts, only: Only | None, must_be_whole: bool) -> None:
+        self._parts, self._only, self._must_be_whole = parts, only, must_be_whole
         self._flags: list[bool] | None = None
         self.parameters: list[Tensor] = []
         self.device = torch.device("cpu")
@@ -107,9 +107,11 @@ class Weights:
         self._is_perturbed = [self._only is None or bool(self._only(name, p)) for name, p in named]
         if named and not any(self._is_perturbed):
             raise ValueError("only(name, parameter) is false for every trainable parameter: it must be true for some.")
-        self.is_sharded = any(hasattr(p, "device_mesh") for p in self.parameters)
-        self._groups = [_groups(name, p) for name, p in named] if self.is_sharded else None
-        self._is_plain = not self.is_sharded and not any(p.is_complex() for p in self.parameters)
+        groups = [_groups(name, p) for name, p in named]
+        if self._must_be_whole and any(groups):
+            raise ValueError("the variant needs whole parameters, but they are sharded: use DistributedDataParallel.")
+        self._groups = groups if any(groups) else None
+        self._is_plain = not any(hasattr(p, "device_mesh") or p.is_complex() for p in self.parameters)
         self._saved: list[Tensor | None] = [None] * len(named)
         self._copies: list[Tensor | None] = [None] * len(named)
         return True

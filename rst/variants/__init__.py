@@ -7,9 +7,9 @@ from rst.variants.esam import ESAM
 from rst.variants.gsam import GSAM
 from rst.variants.looksam import LookSAM
 from rst.variants.ssam import SSAMD, SSAMF
-from rst.variants.variant import SAM, Variant
+from rst.variants.variant import SAM, Closure, Variant
 
-__all__ = ["ASAM", "ESAM", "GSAM", "SAM", "SSAMD", "SSAMF", "LookSAM", "Variant", "variant_of"]
+__all__ = ["ASAM", "ESAM", "GSAM", "SAM", "SSAMD", "SSAMF", "Closure", "LookSAM", "Variant", "variant_of"]
 
 NAMES: dict[str, type[Variant]] = {
     "sam": SAM,
