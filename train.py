@@ -92,10 +92,12 @@ def result(spec: RunSpec) -> str:
     swept = " ".join(task_overrides()) + " -> " if in_sweep() else ""
     where = [f"scale={spec.scale}"] * (spec.scale != "paper") + [f"digits as {spec.dataset.name}"] * spec.stands_in
     what = f" ({', '.join(where)})" if where else ""
+    expected = summary["extra_propagations_expected"]
+    of_gate = "" if expected is None else f" (expected {expected:.3f})"
     return (
         f"{swept}{record.id}{known}{what}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs "
         f"and {summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes "
-        f"a step (expected {summary['extra_propagations_expected']:.3f}). Record: {record.folder}"
+        f"a step{of_gate}. Record: {record.folder}"
     )
 
 

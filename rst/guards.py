@@ -175,6 +175,19 @@ class Bystanders:
             )
 
 
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer of the model has its value from before."""
+    kept = [(buffer, _stamp(buffer), buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, stamp, value in kept:
+                if _is_written_uncounted(buffer) or _stamp(buffer) != stamp:
+                    buffer.copy_(value)
+
+
 def _stamp(tensor: Tensor) -> tuple[int, int]:
     """What tells whether a tensor was written to or given another storage: its version and its address."""
     try:

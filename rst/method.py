@@ -34,6 +34,7 @@ from rst import guards
 from rst.checks import in_unit_interval, non_negative
 from rst.gate import ScheduleLike, make_gate
 from rst.perturbation import EPSILON, Only, Vector, Weights
+from rst.schedules import AESAM
 from rst.variants import Closure, Variant, variant_of
 
 Weight = float | Tensor
@@ -62,7 +63,8 @@ class RST:
             ``fully_shard``.
         rho: radius ρ >= 0 of the perturbation: its 2-norm over all perturbed parameters together, in units of the
             weights. Or a callable (t, total_steps) -> ρ.
-        schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
+        schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1]; or
+            `rst.schedules.ae_sam`, whose gate decides after the clean pass (of a step's first micro-batch).
         gamma_ratio: c = γ/ρ >= 0 (eq. 7). "auto" is 1 / (mean of p(t)): with a constant p, the expected gradient of
             every step is then that of SAM (eq. 6 and 8); with a p that changes, p(t) c is 1 in the mean over t only.
         total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
@@ -88,7 +90,7 @@ class RST:
         self,
         model: nn.Module,
         rho: float | Callable[[int, int | None], float],
-        schedule: ScheduleLike,
+        schedule: ScheduleLike | AESAM,
         gamma_ratio: float | str = 1.0,
         total_steps: int | None = None,
         seed: int = 0,
@@ -143,10 +145,14 @@ class RST:
         return self._gate.share(self.t) * self.variant.extra_passes
 
     @property
+    def propagations(self) -> float:
+        """The work so far, in passes over all images of a step; a backward propagation is two thirds of one."""
+        return (self.forward_passes + 2 * self.backward_passes) / 3
+
+    @property
     def realised_extra_propagations(self) -> float:
         """Δη as counted: the passes of the steps done, over those of as many plain steps, less 1; at first 0."""
-        done = (self.forward_passes + 2 * self.backward_passes) / 3
-        return done / self._plain_passes - 1 if self._plain_passes else 0.0
+        return self.propagations / self._plain_passes - 1 if self._plain_passes else 0.0
 
     # The step ---------------------------------------------------------------------------------------------------------
 
@@ -161,7 +167,7 @@ class RST:
         Args:
             advance: whether this is the last micro-batch of the step, after which t advances. Each micro-batch has its
                 own perturbation and adds to the same gradient, which DDP averages in the last one.
-            share: of this micro-batch in the step, in [0, 1]: a factor of the weights, so that the loss is a plain mean.
+            share: of this micro-batch in the step, in [0, 1]: a factor of the weights; the loss stays a plain mean.
             scaler: the loss scaler: its scale is a factor of the weights, which are then tensors.
 
         Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;

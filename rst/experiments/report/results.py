@@ -125,7 +125,7 @@ def results(table: Table) -> pd.DataFrame:
 
 
 def _asked(cell: Cell) -> dict[str, Any]:
-    p = cell.spec.mean_p
+    p = math.nan if cell.spec.mean_p is None else cell.spec.mean_p
     c = cell.spec.gamma_ratio if p else math.nan
     passes = cell.spec.build_variant().extra_passes
     return {

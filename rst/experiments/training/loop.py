@@ -18,22 +18,23 @@ from rst.experiments.build import (
     set_backends,
 )
 from rst.experiments.data.run_data import RunData, readable
-from rst.experiments.devices import check_devices, peak_memory, reset_peak_memory
+from rst.experiments.devices import check_devices, is_rank, peak_memory, reset_peak_memory
 from rst.experiments.errors import InputError
 from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
 from rst.experiments.runs.record import Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint
-from rst.experiments.training.comparison import compare, digest, facts_of_a_run
+from rst.experiments.training.comparison import compare, facts_of_a_run
 from rst.experiments.training.evaluation import evaluate
 from rst.experiments.training.metrics import EpochSums
 from rst.experiments.training.progress import Progress
-from rst.experiments.training.ranks import World, is_rank, joined
+from rst.experiments.training.ranks import World, joined
 from rst.experiments.training.signals import Interrupted, StopPoll, stop_requests
 from rst.experiments.training.spawn import spawn
 from rst.experiments.training.state import TrainingState
 from rst.experiments.training.step import TrainingStep
+from rst.schedules import Schedule
 
 
 def train(spec: RunSpec, show_progress: bool = True) -> Record:
@@ -104,7 +105,7 @@ class Run:
             build_method(spec, parallel),
             EpochSums(self.device),
         )
-        compare(world, lambda: {"the gate": digest([self.state.method.gate])})
+        compare(world, lambda: {"the gate": self.state.method.state_dict()["gate"]})
         forward = torch.compile(parallel) if spec.compile else parallel
         self.saved_at = self.save_seconds = 0.0  # Of the latest checkpoint: training time before it, and its own time.
         self.train_step = TrainingStep(spec, self.state, forward, self.device, world.rank)
@@ -251,13 +252,19 @@ class Run:
             "epoch": epoch,
             "step": counters.step,
             "lr": state.lr_scheduler.base_lrs[0] * decay(counters.step - 1),
-            "p": state.method.schedule(counters.step - 1, self.spec.total_steps),
+            "p": self._p,
             **state.sums.means(self.world),
-            "sharp_steps": counters.sharp_steps,
-            "propagations": counters.propagations,
+            "sharp_steps": state.method.sharp_steps,
+            "propagations": round(state.method.propagations, 6),
             "train_seconds": counters.train_seconds,
             **(counters.scores if self._is_evaluated(epoch) else {}),
         }
+
+    @property
+    def _p(self) -> float | None:
+        """p(t) of the latest step; None where the gate decides after the clean pass."""
+        p = self.spec.p
+        return p(self.state.counters.step - 1, self.spec.total_steps) if isinstance(p, Schedule) else None
 
     def _shown(self, done_before: int, begin: float) -> dict[str, str]:
         """The figures beside the progress bar; the speed is that since ``begin``, when so many steps were done."""
@@ -266,14 +273,14 @@ class Run:
         speed = (done - done_before) * self.spec.recipe.batch_size / (time.perf_counter() - begin)
         figures = {
             "loss": f"{state.sums.means()['train_loss']:.3f}",
-            "p": f"{state.method.schedule(counters.step - 1, self.spec.total_steps):.2f}",
+            **({"p": f"{self._p:.2f}"} if self._p is not None else {}),
             "sharp": f"{state.sums.sharp_steps / done:.0%}",
             "images/s": f"{speed:.0f}",
         }
         return figures | ({"test_error": f"{counters.scores['test_error']:.2f}%"} if counters.scores else {})
 
     def _summary(self) -> dict[str, Any]:
-        counters, total_steps = self.state.counters, self.spec.total_steps
+        counters, method, total_steps = self.state.counters, self.state.method, self.spec.total_steps
         memories = self.world.gather(peak_memory(self.device))
         return {
             **counters.scores,
@@ -281,12 +288,12 @@ class Run:
             "evaluations": counters.evaluations,
             "train_seconds": counters.train_seconds,
             "total_steps": total_steps,
-            "sharp_steps": counters.sharp_steps,
-            "forward_passes": counters.forward_passes,
-            "backward_passes": counters.backward_passes,
-            "propagations": counters.propagations,
-            "extra_propagations_expected": self.state.method.expected_extra_propagations,
-            "extra_propagations_realised": counters.propagations / total_steps - 1,
+            "sharp_steps": method.sharp_steps,
+            "forward_passes": method.forward_passes,
+            "backward_passes": method.backward_passes,
+            "propagations": round(method.propagations, 6),
+            "extra_propagations_expected": method.expected_extra_propagations if self.spec.mean_p is not None else None,
+            "extra_propagations_realised": method.realised_extra_propagations,
             "images_per_second": total_steps * self.spec.recipe.batch_size / counters.train_seconds,
             "checkpoint_seconds": counters.checkpoint_seconds,
             "peak_memory_bytes": max((memory for memory in memories if memory), default=None),

@@ -16,10 +16,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from rst.experiments.devices import is_rank as is_rank
-from rst.experiments.devices import torch_device
+from rst.experiments.devices import is_rank, torch_device
 from rst.experiments.errors import InputError
-from rst.guards import preserved_buffers, sum_over_ranks
+from rst.guards import preserved_buffers
+from rst.ranks import sum_over_ranks
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for one that does not answer, before they give up."""
