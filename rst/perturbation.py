@@ -127,6 +127,9 @@ class Weights:
     def take_gradients(self) -> list[Tensor | None]:
         """What ``.grad`` holds. Afterwards it is None, so that autograd puts its own tensors there and adds nothing."""
         taken = [p.grad for p in self.parameters]
+        if any(wrapper.gradient_as_bucket_view for wrapper in self._parts.wrappers):
+            # DDP writes the next gradient that it averages to the memory of the last one.
+            taken = [None if gradient is None else gradient.clone() for gradient in taken]
         self.put_gradients([None] * len(taken))
         return taken
 

@@ -31,7 +31,7 @@ from rst.experiments.runs.environment import environment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 VARIANTS = {
-    **{name: name for name in ("sam", "asam", "gsam", "looksam", "esam")},
+    **{name: name for name in ("sam", "asam", "friendly", "gsam", "looksam", "esam")},
     # One mask for the whole measurement: what an update of the mask costs is not measured here.
     "ssam_f": rst.variants.SSAMF(update_every=100_000),
     "ssam_d": rst.variants.SSAMD(update_every=100_000),

@@ -135,7 +135,7 @@ def test_auto_ratio_is_one_over_the_mean_of_p_over_the_steps_of_the_run(name: st
 
 @pytest.mark.parametrize(
     ("scheme", "variant", "passes"),
-    [("sgd", "sam", 1), ("sam", "sam", 2), ("rst", "sam", 1.5), ("sam", "looksam", 1.2)],
+    [("sgd", "sam", 1), ("sam", "sam", 2), ("rst", "sam", 1.5), ("sam", "looksam", 1.2), ("sam", "friendly", 2)],
 )
 def test_expected_work_counts_both_passes_of_sharp_steps(scheme: str, variant: str, passes: float) -> None:
     spec = compose(["dataset=digits", "model=wrn10_1", f"scheme={scheme}", f"variant={variant}"])
