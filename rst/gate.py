@@ -66,6 +66,7 @@ class Gate:
         p = _probabilities(schedule, self.total_steps)
         self.mean = math.fsum(p.tolist()) / self.total_steps
         self._steps = _uniforms(self.seed, self.total_steps) < p
+        self._is_open: list[bool] = self._steps.tolist()  # A step reads it without an operation of torch.
         share = self.share(self.total_steps)
         if share in (0, 1) and share != self.mean:
             warnings.warn(
@@ -87,7 +88,7 @@ class Gate:
         if self.total_steps is None:
             return _uniform(self.seed, t) < self.mean
         _check_step(t, self.total_steps)
-        return bool(self._steps[t])
+        return self._is_open[t]
 
     def decide(self, t: int, squared_norm: float) -> bool:
         """X_t, which the norm of the clean gradient does not change."""
@@ -248,19 +249,20 @@ _BLOCK = 1024
 
 
 @lru_cache(maxsize=8)
-def _uniform_block(seed: int, block: int) -> Tensor:
-    """u_t of the steps from block * _BLOCK on: float64 [_BLOCK]."""
-    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block), device="cpu")
+def _uniform_block(seed: int, block: int) -> list[float]:
+    """u_t of the _BLOCK steps from block * _BLOCK on."""
+    return torch.rand(_BLOCK, dtype=torch.float64, generator=stream("gate", seed, block), device="cpu").tolist()
 
 
 def _uniform(seed: int, t: int) -> float:
     """u_t."""
-    return _uniform_block(seed, t // _BLOCK)[t % _BLOCK].item()
+    return _uniform_block(seed, t // _BLOCK)[t % _BLOCK]
 
 
 def _uniforms(seed: int, steps: int) -> Tensor:
     """u_t for t < steps: float64 [steps]."""
-    return torch.cat([_uniform_block(seed, block) for block in range(-(-steps // _BLOCK))])[:steps]
+    u = [u for block in range(-(-steps // _BLOCK)) for u in _uniform_block(seed, block)]
+    return torch.tensor(u[:steps], dtype=torch.float64, device="cpu")
 
 
 def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:

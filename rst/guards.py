@@ -148,26 +148,27 @@ class Bystanders:
 
         Raises RuntimeError where the body has changed one that the clean pass had left alone.
         """
-        moving: list[tuple[Tensor, Tensor]] = []  # With an alias, in case the body gives the tensor another storage.
+        moving: list[Tensor] = []
         still: list[tuple[Tensor, object]] = []
         for tensor, uncounted in self._parts.bystanders():
             stamp = _stamp(tensor)
             if uncounted or self._before.get(id(tensor), (None, None))[1] != stamp:
-                moving.append((tensor, tensor.detach()))
+                moving.append(tensor)
             else:
                 still.append((tensor, stamp))
         bindings = self._parts.bindings()
-        values = torch._foreach_clone([alias for _, alias in moving]) if moving else []
+        values = torch._foreach_clone(moving) if moving else []
+        places = [(t.untyped_storage(), t.storage_offset(), t.size(), t.stride(), t.data_ptr()) for t in moving]
         try:
             yield
         finally:
             for buffers, name, buffer in bindings:
                 buffers[name] = buffer
-            for tensor, alias in moving:
-                if tensor.data_ptr() != alias.data_ptr():
-                    tensor.data = alias
+            for tensor, (storage, offset, size, stride, address) in zip(moving, places, strict=True):
+                if tensor.data_ptr() != address:  # The body has given it another storage.
+                    tensor.set_(storage, offset, size, stride)
             if moving:
-                torch._foreach_copy_([alias for _, alias in moving], list(values))
+                torch._foreach_copy_(moving, list(values))
         if any(_stamp(tensor) != stamp for tensor, stamp in still):
             raise RuntimeError(
                 "a buffer or frozen parameter changed in the perturbed pass but not in the clean pass, so that its "

@@ -260,8 +260,8 @@ class RST:
     def _accumulated(self, total: list[Tensor | None], gradient: Vector, batch: MicroBatch) -> Passes:
         """Adds (1 - c) g + c g_s to the total, by accumulation in ``.grad``."""
         weights, c = self._weights, self.gamma_ratio
-        free = weights.add_clean(total, gradient, self._clean_weight(gradient, batch))
-        with self._perturbed_pass(free, batch):
+        weights.add_clean(total, gradient, self._clean_weight(gradient, batch))
+        with self._perturbed_pass(gradient, batch):
             weights.put_gradients(total)
             with self._parts.gradient_sync(enabled=batch.last):
                 yield c * batch.factor  # g_s, which backward() adds to (1 - c) g

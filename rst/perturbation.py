@@ -159,18 +159,29 @@ class Weights:
         torch._foreach_copy_(copy, gradient)
         return copy
 
-    def add_clean(self, total: list[Tensor | None], gradient: Vector, weight: float | Tensor) -> Vector:
-        """Add ``weight`` times the gradient in ``.grad`` to a total. Returns the gradient, in tensors that are free."""
+    @torch.no_grad()
+    def add_clean(self, total: list[Tensor | None], gradient: Vector, weight: float | Tensor) -> None:
+        """Add ``weight`` times the gradient in ``.grad`` to a total. The tensors of the gradient are then free."""
         if not isinstance(weight, Tensor) and weight == 0:
-            return gradient
-        if isinstance(weight, Tensor) or any(total[i] is None for i in gradient.indices):
-            free = self.copied(gradient)
-            torch._foreach_mul_(gradient, weight)
+            return
+        if any(total[i] is None for i in gradient.indices):
+            by_number = 1.0 if isinstance(weight, Tensor) else weight
+            unscaled: list[Any] = [self.parameters[i].grad for i in gradient.indices]
+            scaled = torch._foreach_mul(unscaled, by_number)
+            if isinstance(weight, Tensor):
+                torch._foreach_mul_(self._vector(gradient.indices, scaled), weight)
+            for i, own in zip(gradient.indices, scaled, strict=True):
+                self.parameters[i].grad = own
             self.add_up(total)
-            return free
+            return
         sums = self._vector(gradient.indices, [total[i] for i in gradient.indices])
-        torch._foreach_add_(sums, gradient, alpha=weight)
-        return gradient
+        if isinstance(weight, Tensor):
+            scratch = self._buffers(self._saved, gradient.indices)  # They are free until θ is saved.
+            torch._foreach_copy_(scratch, gradient)
+            torch._foreach_mul_(scratch, weight)
+            torch._foreach_add_(sums, scratch)
+        else:
+            torch._foreach_add_(sums, gradient, alpha=weight)
 
     def add_up(self, total: list[Tensor | None]) -> None:
         """Add ``.grad`` to a total, and put the sum into ``.grad``; a total of None becomes the tensor of ``.grad``."""

@@ -4,7 +4,7 @@ The tests compare the library with these. They are slow on purpose, and do not u
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,21 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
 
 
 def assert_bitwise(actual: object, expected: object) -> None:
-    """Assert that two tensors, or two nested dicts and lists of tensors, are equal bit for bit."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    """Assert that two tensors or plain values, or two nested dicts and lists of them, are equal bit for bit."""
+    if isinstance(expected, Mapping):
+        assert isinstance(actual, Mapping)
+        assert actual.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_bitwise(actual[key], value)
+    elif isinstance(expected, list | tuple):
+        assert isinstance(actual, list | tuple)
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_bitwise(one, other)
+    elif isinstance(expected, Tensor):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    else:
+        assert actual == expected
 
 
 def gradient(parameters: list[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ class LookSAM(Variant):
     """Sharp steps 0, k, 2k, ... are SAM's; those between have one pass and the gradient g + alpha ‖g‖/‖g_v‖ g_v.
 
     g_v = g_s - ⟨g_s, ĝ⟩ ĝ is the component of the perturbed gradient orthogonal to the clean one, of the last SAM step.
-    Only sharp steps are counted. State: this count and g_v, of each rank and each micro-batch of a step.
+    Only sharp steps are counted. A layer that a whole step skips takes no part in it and keeps its piece of g_v.
+    State: this count and g_v, of each rank and each micro-batch of a step.
 
     Args:
         k: >= 1, in sharp steps; with 1 this is SAM.

@@ -67,7 +67,7 @@ def test_a_step_that_is_sharp_under_p_is_sharp_under_every_larger_p(seed, p, mor
 @settings(deadline=None, max_examples=30)
 def test_a_constant_schedule_gives_the_same_gate_without_total_steps(seed, t, p):
     endless, whole = make(schedules.constant(p), None, seed), make(schedules.constant(p), t + 1, seed)
-    endless.load_state_dict({"t": t})
+    endless.load_state_dict({**endless.state_dict(), "t": t})
     assert endless.sharp == whole.gate[t].item()
 
 
@@ -91,7 +91,7 @@ def test_the_gate_is_made_on_the_cpu_whatever_the_default_device():
     with torch.device("meta"):
         whole, endless = gate(schedules.linear(0.5), 1500, seed=8000), make(schedules.constant(0.5), None, seed=8001)
         assert endless.sharp in (True, False)
-        assert endless.realised_extra_propagations == 0
+        assert endless.drawn_extra_propagations == 0
     assert whole.tolist() == expected
 
 
@@ -116,7 +116,7 @@ def test_the_share_of_sharp_steps_is_within_four_standard_deviations_of_the_mean
     method = make(schedule, steps, seed)
     variance = math.fsum(schedule(t, steps) * (1 - schedule(t, steps)) for t in range(steps)) / steps**2
     assert method.expected_extra_propagations == schedule.mean(steps)
-    distance = abs(method.realised_extra_propagations - method.expected_extra_propagations)
+    distance = abs(method.drawn_extra_propagations - method.expected_extra_propagations)
     assert 0 < distance < 4 * math.sqrt(variance)
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import rst
 from rst import schedules
-from rst.guards import evaluation_mode, world_size
+from rst.guards import evaluation_mode
+from rst.ranks import world_size
 
 RHO = 0.1
 X, Y = batch(0)

@@ -127,7 +127,7 @@ def plain_and_sharp_gradient(model: nn.Module, p: float, c: float | str) -> tupl
     method = rst.RST(model, RHO, schedules.constant(p), gamma_ratio=c, total_steps=200)
     gradients = []
     for is_sharp in (False, True):
-        method.load_state_dict({"t": int((method.gate == is_sharp).nonzero()[0])})
+        method.load_state_dict({**method.state_dict(), "t": int((method.gate == is_sharp).nonzero()[0])})
         gradients.append(gradient_of(method, model))
     return gradients[0], gradients[1]
 

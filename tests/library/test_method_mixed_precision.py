@@ -60,19 +60,29 @@ def test_every_forward_pass_inside_autocast_uses_the_present_weights(regions, p)
 
 
 def train(
-    scaler: torch.amp.GradScaler, c: float, overflow: tuple[int, int] | None = None, clip: bool = False
+    scaler: torch.amp.GradScaler,
+    c: float,
+    overflow: tuple[int, int] | None = None,
+    clip: bool = False,
+    given: bool = False,
+    micro_batches: int = 1,
 ) -> list[torch.Tensor]:
-    """The weights before each of four steps and after the last; the loss is infinite at ``overflow``, (step, pass)."""
+    """The weights before each of four steps and after the last; the loss is infinite at ``overflow``, (step, pass).
+
+    The scaler is given to ``passes``, or the body calls it.
+    """
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     method = rst.RST(model, 0.1, schedules.always(), gamma_ratio=c)
     history = [nn.utils.parameters_to_vector(model.parameters()).detach().clone()]
     for t in range(4):
-        for number, weight in enumerate(method.passes()):
-            loss = F.cross_entropy(model(X), Y)
-            if (t, number) == overflow:
-                loss = loss * torch.inf
-            scaler.scale(weight * loss).backward()
+        for i in range(micro_batches):
+            passes = method.passes(i == micro_batches - 1, 1 / micro_batches, scaler if given else None)
+            for number, weight in enumerate(passes):
+                loss = F.cross_entropy(model(X), Y)
+                if (t, number) == overflow:
+                    loss = loss * torch.inf
+                (weight * loss if given else scaler.scale(weight * loss)).backward()
         if clip:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -84,19 +94,27 @@ def train(
     return history
 
 
+scaled_by = pytest.mark.parametrize("given", [False, True], ids=["the body", "the method"])
+
+
+@scaled_by
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("c", [1.0, 2.0])
-def test_a_loss_scaler_changes_the_training_by_rounding_only(c, clip):
-    scaled = train(torch.amp.GradScaler("cpu", init_scale=2.0**12), c, clip=clip)
+def test_a_loss_scaler_changes_the_training_by_rounding_only(c, clip, given):
+    scaled = train(torch.amp.GradScaler("cpu", init_scale=2.0**12), c, clip=clip, given=given)
     unscaled = train(torch.amp.GradScaler("cpu", enabled=False), c, clip=clip)
     torch.testing.assert_close(scaled, unscaled, rtol=1e-5, atol=1e-6)
 
 
+@scaled_by
+@pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("number", [0, 1], ids=["clean", "perturbed"])
 @pytest.mark.parametrize("c", [1.0, 2.0])
-def test_after_an_overflow_in_either_pass_the_scaler_skips_the_step_and_training_continues(c, number):
+def test_after_an_overflow_in_either_pass_the_scaler_skips_the_step_and_training_continues(
+    c, number, micro_batches, given
+):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    history = train(scaler, c, overflow=(1, number))
+    history = train(scaler, c, overflow=(1, number), given=given, micro_batches=micro_batches)
     moved = [not torch.equal(before, after) for before, after in pairwise(history)]
     assert moved == [True, False, True, True]
     assert history[-1].isfinite().all()

@@ -1,4 +1,4 @@
-"""`normalise_clean`, which mixes (1 - c) g/‖g‖ + c g_s: right in one perturbation a step on one rank, else refused."""
+"""`normalise_clean`, which mixes (1 - c) g/‖g‖ + c g_s; over micro-batches see `test_method_micro_batches.py`."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from gloo_ranks import results_of_ranks
 from textbook import Network, assert_bitwise, batch, clean_gradient, gradient, loss_on, perceptron, perturbed_gradient
 from textbook_variants import Gsam, device_of, network
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import rst
@@ -69,58 +70,78 @@ def test_with_c_1_it_changes_nothing():
     assert_bitwise(gradients[1], gradients[0])
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
-
-SENTENCE = r"normalise_clean with gamma_ratio 2 .* run all micro-batches in the body of one passes\(\), or leave"
+# Loss scales and ranks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [0.5, 1.0])
+@pytest.mark.parametrize("scale", [2.0**4, 2.0**16])
 @pytest.mark.parametrize("variant", ["sam", "gsam"])
-def test_a_micro_batch_that_leaves_its_step_open_is_refused_whether_or_not_the_step_is_sharp(variant, p):
+def test_a_loss_scale_given_as_scaler_is_a_factor_of_the_whole_sum(variant, scale):
+    gradients = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=scale)):
+        model = perceptron()
+        normalised(model, variant=variant).backward(lambda model=model: loss_on(model, X, Y), scaler=scaler)
+        gradients.append(left(model))
+    torch.testing.assert_close(gradients[1] / scale, gradients[0], rtol=1e-9, atol=1e-11)
+
+
+def test_in_half_precision_a_loss_scale_changes_the_gradient_by_rounding_only():
+    """In bfloat16, whose rounding does not depend on the scale."""
+    gradients = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**16)):
+        model = perceptron().float()
+        with torch.autocast("cpu", torch.bfloat16):
+            normalised(model).backward(lambda model=model: loss_on(model, X, Y), scaler=scaler)
+        gradients.append(left(model))
+    torch.testing.assert_close(gradients[1] / 2.0**16, gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_zero_gradient_stays_zero():
     model = perceptron()
-    method = normalised(model, schedule=schedules.constant(p), total_steps=12, variant=variant)
-    while method.t < 12:
-        with pytest.raises(ValueError, match=SENTENCE):
-            method.passes(advance=False)
-        with pytest.raises(ValueError, match=SENTENCE):
-            method.backward(lambda: loss_on(model, X, Y), advance=False)
-        assert all(p.grad is None for p in model.parameters())
-        method.backward(lambda: loss_on(model, X, Y))
+    normalised(model).backward(lambda: 0 * loss_on(model, X, Y))
+    assert not left(model).any()
+
+
+@pytest.mark.parametrize("schedule", [schedules.never(), schedules.constant(0.5)], ids=str)
+def test_the_gradient_of_a_plain_step_is_not_divided_by_its_norm(schedule):
+    model = perceptron()
+    method = normalised(model, schedule=schedule, total_steps=12)
+    expected = clean_gradient(model, lambda: loss_on(model, X, Y))
+    for _ in range(12):
         model.zero_grad()
-
-
-def test_the_last_micro_batch_is_refused_where_the_step_already_has_others():
-    """As when gamma_ratio is set to another value within a step."""
-    model = perceptron()
-    method = normalised(model, c=1.0)
-    method.backward(lambda: loss_on(model, X, Y), advance=False)
-    method.gamma_ratio = 2.0
-    with pytest.raises(ValueError, match=SENTENCE):
+        is_sharp = method.sharp
         method.backward(lambda: loss_on(model, X, Y))
-    assert method.t == 0
+        assert torch.equal(left(model), expected) == (not is_sharp)
 
 
-def test_micro_batches_are_accepted_where_no_step_is_sharp():
+RANKS = [(X[:6], Y[:6]), (X[6:], Y[6:])]
+
+
+def gradients_of_a_rank(rank: int) -> list[Tensor]:
+    """What a step of two ranks leaves: perturbed along the own gradient and along the mean; with GSAM."""
+    x, y = RANKS[rank]
+    gradients = []
+    for arguments in ({}, {"sync_perturbation": True}, {"variant": "gsam"}):
+        model = perceptron()
+        normalised(wrapped := DistributedDataParallel(model), **arguments).backward(
+            lambda wrapped=wrapped: F.cross_entropy(wrapped(x.double()), y)
+        )
+        gradients.append(left(model))
+    return gradients
+
+
+def test_on_several_ranks_each_divides_the_gradient_that_it_is_perturbed_along(tmp_path):
     model = perceptron()
-    method = normalised(model, schedule=schedules.never())
-    method.backward(lambda: loss_on(model, X, Y), advance=False)
-    method.backward(lambda: loss_on(model, X, Y))
-    assert method.t == 1
-
-
-def refusals_of_a_rank(rank: int) -> list[str]:
-    """The error of the constructor with c = 2, and with c = 1 and p = 0, where the norm has no effect."""
-    answers = []
-    for c, schedule in ((2.0, schedules.always()), (1.0, schedules.always()), (2.0, schedules.never())):
-        try:
-            normalised(DistributedDataParallel(perceptron()), c, schedule)
-            answers.append("accepted")
-        except ValueError as error:
-            answers.append(str(error))
-    return answers
-
-
-def test_several_ranks_are_refused_by_the_constructor(tmp_path):
-    for answers in results_of_ranks(refusals_of_a_rank, 2, tmp_path):
-        assert "normalise_clean with gamma_ratio 2 works only on one rank" in answers[0]
-        assert answers[1:] == ["accepted", "accepted"]
+    losses = [lambda x=x, y=y: loss_on(model, x, y) for x, y in RANKS]
+    clean = [clean_gradient(model, loss) for loss in losses]
+    mean = (clean[0] + clean[1]) / 2
+    local = [perturbed_gradient(model, loss, g, RHO) for loss, g in zip(losses, clean, strict=True)]
+    synchronised = [perturbed_gradient(model, loss, mean, RHO) for loss in losses]
+    normalised_clean = (clean[0] / clean[0].norm() + clean[1] / clean[1].norm()) / 2
+    gsam = [g_s - 0.4 * (g - g @ g_s * g_s / g_s.square().sum()) for g, g_s in zip(clean, local, strict=True)]
+    expected = [
+        -normalised_clean + local[0] + local[1],
+        -mean / mean.norm() + synchronised[0] + synchronised[1],
+        -normalised_clean + gsam[0] + gsam[1],
+    ]
+    for gradients in results_of_ranks(gradients_of_a_rank, 2, tmp_path):
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-11)

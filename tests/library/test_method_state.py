@@ -12,6 +12,7 @@ from textbook import OPTIMIZERS, Network, assert_bitwise, batch, loss_on, state
 
 import rst
 from rst import schedules
+from rst.variants import Variant
 
 STEPS = 6
 SCHEMES = {
@@ -72,10 +73,59 @@ def test_stopping_at_any_step_and_continuing_equals_never_stopping(scheme, stop,
     assert second.method.t == STEPS
 
 
-def test_the_state_of_sam_is_t_alone_and_loads_with_weights_only():
+def test_the_state_of_sam_is_counters_and_what_its_gate_is_made_of_and_loads_with_weights_only():
     training = Training("sam", "momentum")
     training.run_to(3)
     file = io.BytesIO()
     torch.save(training.method.state_dict(), file)
     file.seek(0)
-    assert torch.load(file, weights_only=True) == {"t": 3}
+    loaded = torch.load(file, weights_only=True)
+    gate = loaded.pop("gate")
+    counters = {"t": 3, "sharp_steps": 3, "forward_passes": 6.0, "backward_passes": 6.0, "_plain_passes": 3.0}
+    assert loaded == {**counters, "variant": {}}
+    assert (gate["schedule"], gate["seed"], gate["total_steps"]) == ("constant(p=1.0)", 1, STEPS)
+
+
+@pytest.mark.parametrize("saved", SCHEMES)
+@pytest.mark.parametrize("own", SCHEMES)
+def test_the_state_of_another_schedule_is_refused_and_changes_nothing(saved, own):
+    first, second = Training(saved, "momentum"), Training(own, "momentum")
+    first.run_to(3)
+    if first.method.schedule == second.method.schedule:
+        second.method.load_state_dict(first.method.state_dict())
+        assert second.method.t == 3
+    else:
+        with pytest.raises(ValueError, match="use the schedule of the saved training"):
+            second.method.load_state_dict(first.method.state_dict())
+        assert second.method.t == 0
+
+
+class Counting(Variant):
+    """SAM with a state whose names are those of the method's own."""
+
+    def __init__(self) -> None:
+        self.own = {"t": 70, "gate": 71, "variant": 72, "sharp_steps": 73}
+
+    def state_dict(self) -> dict:
+        return self.own
+
+    def load_state_dict(self, state: dict) -> None:
+        self.own = state
+
+
+def test_the_names_in_the_state_of_a_variant_are_its_own():
+    method, other = (rst.RST(Network(), 0.1, schedules.always(), variant=Counting()) for _ in range(2))
+    other.variant.own = {}
+    method.t = 5
+    other.load_state_dict(method.state_dict())
+    assert other.t == 5
+    assert other.variant.own == Counting().own
+
+
+def test_the_saved_counters_go_on_where_they_were():
+    first = Training("rst", "momentum")
+    first.run_to(4)
+    second = Training("rst", "momentum")
+    second.load(first.save())
+    assert 0 < second.method.sharp_steps == first.method.sharp_steps
+    assert second.method.realised_extra_propagations == first.method.realised_extra_propagations > 0

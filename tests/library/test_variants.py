@@ -31,6 +31,7 @@ from variant_cases import (
 
 import rst
 from rst import schedules
+from rst.perturbation import Vector
 from rst.variants import ASAM, ESAM, GSAM, SSAMD, SSAMF, LookSAM, Variant
 
 
@@ -48,9 +49,9 @@ def state_on_one_device(variant: Variant) -> dict:
     """The state of a variant on one device, in the form of the textbook versions."""
     kept = variant.state_dict()
     if "mask" in kept:
-        return {"mask": torch.cat([m.flatten() for m in kept["mask"]])}
+        return {"mask": torch.cat([m.flatten() for m in kept["mask"].values()])}
     if "counts" in kept:
-        return {"count": kept["counts"][0], "kept": [torch.cat([v.flatten() for v in kept["directions"][0]])]}
+        return {"count": kept["counts"][0], "kept": [torch.cat([v.flatten() for v in kept["directions"][0].values()])]}
     return kept
 
 
@@ -206,11 +207,10 @@ def test_an_automatic_c_does_not_depend_on_the_cost_of_the_variant(name):
 class MaxNormSAM(Variant):
     """Perturbs within a ball of the maximum norm in place of the 2-norm: ε = ρ sign(g)."""
 
-    def perturb(self, out: list[Tensor], weights: list[Tensor], gradients: list[Tensor], rho: float) -> None:
-        """Overwrite ``out`` with ρ sign(g)."""
-        torch._foreach_copy_(out, gradients)
-        torch._foreach_sign_(out)
-        torch._foreach_mul_(out, rho)
+    def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
+        """Turn g into ρ sign(g)."""
+        torch._foreach_sign_(gradient)
+        torch._foreach_mul_(gradient, rho)
 
 
 class MaxNorm(Sam):

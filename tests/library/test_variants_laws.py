@@ -52,7 +52,7 @@ def test_looksam_stores_a_direction_orthogonal_to_the_clean_gradient_and_later_a
     g, g_s, later = scale * random(seed, 3, sum(sizes))
     method = rst.RST(model, RHO, ALWAYS, variant=LookSAM(k=2, alpha=alpha))
     close(step(method, model, g, g_s) / scale, g_s / scale)
-    direction = torch.cat(method.variant.state_dict()["directions"][0])
+    direction = torch.cat(list(method.variant.state_dict()["directions"][0].values()))
     assert (direction @ g).abs() <= 1e-5 * g.norm() * g_s.norm()
     added = step(method, model, later) - later
     if sum(sizes) > 1:

@@ -248,14 +248,29 @@ class SsamD(Ssam):
 
 
 def step_gradient(
-    oracle: Sam, model: nn.Module, devices: list[Device], sharp: bool, t: int, rho: float, c: float
+    oracle: Sam,
+    model: nn.Module,
+    devices: list[Device],
+    sharp: bool,
+    t: int,
+    rho: float,
+    c: float,
+    shares: list[float] | None = None,
+    normalise_clean: bool = False,
 ) -> Tensor:
-    """The mean over the devices of g, or in a sharp step of (1 - c) g + c times the sharp gradient."""
+    """The mean over the devices of g, or in a sharp step of (1 - c) g + c times the sharp gradient.
+
+    A device counts by its share of the step; by default all are equal. Each may divide its own g in that sum by ‖g‖.
+    """
+    share = torch.tensor(shares or [1 / len(devices)] * len(devices), dtype=torch.float64)[:, None]
     clean = [clean_gradient(model, lambda device=device: device().mean()) for device in devices]
     if not sharp:
-        return torch.stack(clean).mean(0)
-    mixed = [(1 - c) * g + c * s for g, s in zip(clean, oracle.sharp(model, devices, clean, t, rho), strict=True)]
-    return torch.stack(mixed).mean(0)
+        return (share * torch.stack(clean)).sum(0)
+    mixed = [
+        (1 - c) * (g / g.norm() if normalise_clean else g) + c * s
+        for g, s in zip(clean, oracle.sharp(model, devices, clean, t, rho), strict=True)
+    ]
+    return (share * torch.stack(mixed)).sum(0)
 
 
 def set_gradient(model: nn.Module, gradient: Tensor) -> None:

@@ -111,4 +111,4 @@ def epsilon_of(method: rst.RST, model: Chosen, gradients: Tensor, advance: bool 
 
 def mask_of(method: rst.RST) -> Tensor:
     """The mask of an SSAM variant, as one vector."""
-    return torch.cat([m.flatten() for m in method.variant.state_dict()["mask"]])
+    return torch.cat([m.flatten() for m in method.variant.state_dict()["mask"].values()])
