@@ -7,7 +7,6 @@ remains beyond a plain loop of as many passes is what a method itself does.
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 """Few and many tensors, small and large."""
 
+PEERS = ("pytorch_optimizer", "textbook", "pytorch_optimizer ASAM", "textbook ASAM")
 MICRO_BATCHES = 4
 TURN = 0.02
 """A turn of the plain loop takes about so many seconds."""
@@ -36,7 +36,7 @@ NOTE = (
     "CPU time of one thread (on CUDA: wall time) beyond the passes, the step of a method less a plain loop of as "
     "many passes in the same round; over that of the fastest peer, and in brackets in milliseconds and in "
     "dispatched operations. ASAM is beside the fastest peer's ASAM. Several micro-batches are as many perturbations "
-    "and the sum of their gradients, beside one perturbation of the peer."
+    "and the sum of their gradients, beside one perturbation of the peer; the row of no method is that sum alone."
 )
 
 
@@ -104,14 +104,22 @@ class Still(Optimizer):
 
 def plain_loops(passes: Passes) -> dict[str, Step]:
     """As many passes without a method, each of which leaves gradients of its own."""
+    return {f"{count} passes": no_method(passes, count) for count in (2, 2 * MICRO_BATCHES)}
+
+
+def no_method(passes: Passes, alone: int, added_up: int = 0) -> Step:
+    """So many passes whose gradients are gone before the next one, then so many whose gradients add up."""
     optimizer = Still(passes.parameters())
 
-    def loop(count: int) -> None:
-        for _ in range(count):
+    def step() -> None:
+        for _ in range(alone):
             passes().backward()
             optimizer.zero_grad()
+        for _ in range(added_up):
+            passes().backward()
+        optimizer.zero_grad()
 
-    return {f"{count} passes": partial(loop, count) for count in (2, 2 * MICRO_BATCHES)}
+    return step
 
 
 def contenders_on(passes: Passes) -> dict[str, Step]:
@@ -122,9 +130,10 @@ def contenders_on(passes: Passes) -> dict[str, Step]:
         contenders[f"rst c=1{suffix}"] = ours(passes, 1.0, "sam", count)
         contenders[f"rst c=2{suffix}"] = ours(passes, 2.0, "sam", count)
         contenders[f"rst ASAM{suffix}"] = ours(passes, 1.0, "asam", count)
-    for suffix, adaptive in (("", False), (" ASAM", True)):
-        contenders[f"pytorch_optimizer{suffix}"] = theirs(passes, pytorch_optimizer, adaptive)
-        contenders[f"textbook{suffix}"] = theirs(passes, TextbookSAM, adaptive)
+    contenders[f"no method, {MICRO_BATCHES} micro-batches"] = no_method(passes, MICRO_BATCHES, MICRO_BATCHES)
+    for peer in PEERS:
+        sam = TextbookSAM if "textbook" in peer else pytorch_optimizer
+        contenders[peer] = theirs(passes, sam, adaptive="ASAM" in peer)
     return contenders
 
 
@@ -169,7 +178,7 @@ def rows_of(network: str, passes: Passes, times: Times, counts: Mapping[str, int
     }
     rows = []
     for name, work in beyond.items():
-        peers = [peer for peer in beyond if not peer.startswith("rst") and ("ASAM" in peer) == ("ASAM" in name)]
+        peers = [peer for peer in PEERS if ("ASAM" in peer) == ("ASAM" in name)]
         fastest = min(peers, key=lambda peer: statistics.median(beyond[peer]))
         rows.append(
             {
