@@ -31,7 +31,7 @@ NOTE = (
 
 
 def measure(
-    device: torch.device, rounds: int = 9, variants: Mapping[str, str | Variant] = VARIANTS, batch: int = 64
+    device: torch.device, rounds: int = 7, variants: Mapping[str, str | Variant] = VARIANTS, batch: int = 64
 ) -> Table:
     """A row for each variant."""
     sgd = SharpStep(device, rst.schedules.never(), "sam", batch)
