@@ -3,13 +3,14 @@ SCALE ?= paper
 DATA ?=
 WORKERS ?=
 YES ?=
+PARTS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 MAKEFLAGS += --no-builtin-rules
 
 # A variable in small letters would have no effect, and a small scale that is asked for so would be the paper's.
 given = $(findstring command,$(origin $(1)))
-$(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
+$(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES parts:PARTS,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
 	$(error write $(lastword $(subst :, ,$(name)))= in capital letters, as in make table03 SCALE=smoke)))
 
 SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data="$(DATA)"')
@@ -66,8 +67,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## Cost of a sharp step and of the variants, time over p, speed of the loader; also as results/bench.json
-	$(BIN)/python scripts/bench.py
+bench: $(READY)  ## What the method, the loader and whole runs cost beside what people use; PARTS="vectors loader" for some
+	@$(BIN)/python scripts/bench.py $(PARTS)
 
 FORCE:
 

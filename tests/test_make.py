@@ -39,6 +39,7 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
         (["table01", "workers=2"], "write WORKERS= in capital letters"),
         (["table01", "data=/data"], "write DATA= in capital letters"),
         (["table01", "yes=1"], "write YES= in capital letters"),
+        (["bench", "parts=loader"], "write PARTS= in capital letters"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -73,6 +74,8 @@ def test_the_demo_takes_neither_a_scale_nor_images(tmp_path: Path, word: str) ->
             "scripts/sweep.py --report --workers 2 --yes tables scale=paper 'paths.data=\"/a b\"'",
         ),
         (["report", "SCALE=cpu"], "scripts/report.py --page scale=cpu"),
+        (["bench"], "scripts/bench.py"),
+        (["bench", "PARTS=steps loader"], "scripts/bench.py steps loader"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
