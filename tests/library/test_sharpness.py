@@ -1,6 +1,7 @@
 """`rst.sharpness` against exact derivatives of small problems, and what it leaves alone."""
 
 import copy
+import gc
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -386,6 +387,20 @@ def test_frozen_and_unused_parameters_count_for_nothing() -> None:
     found = rst.sharpness(model, loss, [x], 0.1, tolerance=1e-6, max_iterations=1000)
     inputs = torch.cat([model[0](x), torch.ones(9, 1)], 1)
     assert found.lambda_max == pytest.approx(2 * torch.linalg.eigvalsh(inputs.T @ inputs / 9)[-1].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["unshifted", "shifted"])
+def test_beside_the_model_and_a_pass_there_are_at_most_three_vectors_of_the_size_of_the_parameters(sign: int) -> None:
+    model = Quadratic([sign * 10.0] + [0.1 * n for n in range(130)])
+    held = []
+
+    def loss(_: None) -> Tensor:
+        held.append(sum(issubclass(type(o), Tensor) and o.shape == model.w.shape for o in gc.get_objects()))
+        return model()[None]
+
+    found = rst.sharpness(model, loss, [None] * 3, 0.1)
+    assert found.iterations > 3
+    assert max(held) - 1 <= 3
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
