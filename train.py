@@ -70,14 +70,13 @@ def task_overrides() -> list[str]:
 
 def result(spec: RunSpec) -> str:
     """Do what the spec asks for; the line that says what came out, and where it is."""
-    from rst.experiments.runs.record import open_record
     from rst.experiments.training import Interrupted, score, train  # Bad input is answered before libraries load.
 
     if spec.evaluate is not None:
         scores = score(spec, task_overrides())
         units = {name: " %" if name.endswith("error") else "" for name in scores}
         return f"{spec.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
-    known = "" if spec.force or not open_record(spec).done else " was done before, and force=true trains it anew"
+    known = what_is_known(spec)
     if FIRST and not known:
         advise(spec)
     try:
@@ -99,6 +98,17 @@ def result(spec: RunSpec) -> str:
         f"and {summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes "
         f"a step{of_gate}. Record: {record.folder}"
     )
+
+
+def what_is_known(spec: RunSpec) -> str:
+    """What to say of a run that is done already; nothing of one that is to be trained."""
+    from rst.experiments.runs.record import open_record
+
+    record = open_record(spec)
+    if spec.force or not record.done:
+        return ""
+    lacks = spec.measure_sharpness and "lambda_max" not in record.summary
+    return f" was done before{' without measure_sharpness' * lacks}, and force=true trains it anew"
 
 
 @contextmanager

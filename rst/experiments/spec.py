@@ -77,6 +77,8 @@ class RunSpec(Part):
     """Whether a run that is done, diverged or half done is trained anew; its record is kept under another name."""
     evaluate: OptionalText
     evaluate_every: Count
+    measure_sharpness: Flag = False
+    """Whether the summary also has how sharp the minimum is: see `rst.experiments.training.flatness`."""
     paths: Paths
     wandb: Wandb
     slurm: Slurm

@@ -153,6 +153,18 @@ def test_the_result_says_at_which_scale_on_which_images_and_whether_it_was_there
     assert (tmp_path / "runs" / f"{name}.old-1" / "summary.json").exists()
 
 
+def test_a_result_without_the_sharpness_that_a_command_asks_for_says_so(tmp_path: Path) -> None:
+    command = [*QUICK, "dataset.train_images=16", "recipe.batch_size=16", f"paths.runs={tmp_path / 'runs'}"]
+    asking, without = [*command, "measure_sharpness=true"], "was done before without measure_sharpness, and force=true"
+    assert "was done before" not in run(command, tmp_path).stdout
+    assert without in run(asking, tmp_path).stdout
+    anew = [*asking, "force=true"]
+    assert "was done before" not in run(anew, tmp_path).stdout
+    again = run(asking, tmp_path).stdout
+    assert "was done before, and force=true" in again
+    assert without not in again
+
+
 def test_each_result_of_a_sweep_names_its_overrides(tmp_path: Path) -> None:
     result = run(["-m", *QUICK, "scheme=sgd,sam", f"paths.runs={tmp_path / 'runs'}"], tmp_path)
     lines = [line for line in result.stdout.splitlines() if "test error" in line]

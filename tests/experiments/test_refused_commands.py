@@ -93,6 +93,7 @@ REFUSED_AT_ONCE = [
     ("scheme.gamma_ratio=big", "scheme.gamma_ratio=big", "auto or a number from 0"),
     ("dataset.num_classes=ten", "dataset.num_classes=ten", "an integer from"),
     ("channels_last=maybe", "channels_last=maybe", "true or false"),
+    ("measure_sharpness=1", "measure_sharpness=1", "true or false"),
     ("tf32=yes", "tf32=yes", "true or false"),
     ("paths.runs=null", "paths.runs=", "a text"),
     # keys that contradict each other

@@ -12,7 +12,7 @@ from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
 from rst.experiments.data.image_folders import Files, ImageFolders, forget_digest, open_imagenet
 from rst.experiments.data.loader import Loader, evaluation_batches
 from rst.experiments.data.sources import load
-from rst.experiments.data.splits import Dataset, hold_out, with_label_noise
+from rst.experiments.data.splits import Dataset, Split, hold_out, with_label_noise
 from rst.experiments.devices import available_cores
 from rst.experiments.errors import InputError, bad_input
 from rst.experiments.spec import RunSpec
@@ -91,8 +91,15 @@ class RunData:
 
         Yields normalised images, float32 [B, C, H, W], and labels, int64 [B].
         """
-        data, split = self.spec.dataset, self.splits[name][self.rank :: self.world_size]
-        settings = (EVALUATION_BATCH, data.mean, data.std, self.device)
+        return self._in_order(self.splits[name][self.rank :: self.world_size], EVALUATION_BATCH)
+
+    def training_batches(self, images: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first ``images`` training images as `batches` has those of a split, but all of them on this rank."""
+        return self._in_order(self.train[:images], batch_size)
+
+    def _in_order(self, split: Split | Files, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        data = self.spec.dataset
+        settings = (batch_size, data.mean, data.std, self.device)
         if isinstance(split, Files):
             return centre_crop_batches(split, *settings, image_size=data.image_size, workers=self.workers)
         return evaluation_batches(split, *settings)

@@ -17,11 +17,15 @@ from scipy import stats
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
-from rst.experiments.runs.record import SUMMARY_KEYS
+from rst.experiments.runs.record import SHARPNESS_KEYS, SUMMARY_KEYS
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
 PAPER = CONFIGS.parent / "results" / "paper"
-METRICS = {"test_error": ["error_pct", "top1_error_pct"], "top5_error": ["top5_error_pct"]}
+METRICS = {
+    "test_error": ["error_pct", "top1_error_pct"],
+    "top5_error": ["top5_error_pct"],
+    **{key: [] for key in SHARPNESS_KEYS},
+}
 """The metrics that a table may show, and their names in the files of the paper's numbers."""
 PAPER_SEEDS = {"ImageNet": 3}
 """How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
@@ -65,9 +69,9 @@ def dataset_of(cell: Cell) -> str:
 def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """The ids and the summaries of the runs that are done, one line each."""
     lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error"])
+    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error", *SHARPNESS_KEYS])
     # A memory that is not known would make floats of those that are.
-    return frame.astype({"peak_memory_bytes": "Int64"})
+    return frame.astype({"peak_memory_bytes": "Int64", **dict.fromkeys(SHARPNESS_KEYS, float)})
 
 
 CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic")
@@ -93,7 +97,7 @@ def results(table: Table) -> pd.DataFrame:
     What was asked for: ``p`` (the mean of p(t)), ``c`` = γ/ρ, ``gamma_rst`` = p c, ``extra_propagations_expected``
     (Δη), ``extra_propagations_closed_form`` (Δη by Table 2 of the paper), ``planned`` (the number of seeds).
     What came out: ``n`` (runs that are done), ``diverged`` (runs whose loss did not stay finite), ``mean`` and ``std``
-    of the metric over those that are done (percent; the standard deviation has n - 1 in the denominator),
+    of the metric over those that are done (errors in percent; the standard deviation has n - 1 in the denominator),
     ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
     The paper's: ``paper_mean paper_std`` (percent), ``paper_relative_time`` (its time over that without sharp steps).
     The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
@@ -103,11 +107,19 @@ def results(table: Table) -> pd.DataFrame:
     The paper's numbers are there only for runs of the paper's images, networks and epochs.
 
     Raises:
-        InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist.
+        InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist,
+            or a metric that its runs do not measure.
     """
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
+    measured = set(table.metrics) & set(SHARPNESS_KEYS)
+    without = [cell.row for cell in table.cells if not cell.spec.measure_sharpness]
+    if measured and without:
+        raise InputError(
+            f"{table.name}.yaml, metrics: the runs of {without[0]} do not measure {min(measured)}: write "
+            "measure_sharpness=true in overrides."
+        )
     numbers, shown = paper_numbers(table.paper) if table.paper else None, of_the_paper(table.cells)
     lines, times = [], []
     for cell in table.cells:

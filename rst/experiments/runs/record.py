@@ -47,6 +47,9 @@ SUMMARY_KEYS = (
 )
 """Every summary has these keys; a data set or a split may add others."""
 
+SHARPNESS_KEYS = ("gradient_norm", "sharpness", "lambda_max")
+"""The summary of a run with ``measure_sharpness`` has these keys too: what `rst.sharpness` measures, or null."""
+
 
 class Locked(InputError):
     """Another process trains the run."""

@@ -27,9 +27,10 @@ from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint
 from rst.experiments.training.comparison import compare, facts_of_a_run
 from rst.experiments.training.evaluation import evaluate
+from rst.experiments.training.flatness import flatness
 from rst.experiments.training.metrics import EpochSums
 from rst.experiments.training.progress import Progress
-from rst.experiments.training.ranks import World, joined
+from rst.experiments.training.ranks import World, averaged_buffers, joined
 from rst.experiments.training.signals import Interrupted, StopPoll, stop_requests
 from rst.experiments.training.spawn import spawn
 from rst.experiments.training.state import TrainingState
@@ -144,7 +145,7 @@ class Run:
                         self._stop(int(signal_number))
                     if due or epoch + 1 == epochs:
                         self._save()
-            summary = self._summary()
+            summary = self._summary() | self._flatness()
             self.world.first(lambda: self.record.finish(summary))
             self.world.first(lambda: checkpoint.keep_network_only(self.record.checkpoint))
             mirror.finish(summary)
@@ -300,3 +301,10 @@ class Run:
             "epochs": self.spec.recipe.epochs,
             "seed": self.spec.seed,
         }
+
+    def _flatness(self) -> dict[str, Any]:
+        """What `measure_sharpness` asks for, with the network as it is evaluated; nothing where it is false."""
+        if not self.spec.measure_sharpness:
+            return {}
+        with averaged_buffers(self.state.model, self.world):
+            return self.world.first_at_length(lambda: flatness(self.spec, self.state.model, self.data))

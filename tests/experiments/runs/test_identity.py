@@ -78,6 +78,7 @@ NOT_IN_THE_ID = {
         "force",
         "evaluate",
         "evaluate_every",
+        "measure_sharpness",
         "dataset.root",
         "dataset.source",
         "paths.data",
