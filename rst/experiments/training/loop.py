@@ -18,7 +18,7 @@ from rst.experiments.build import (
     set_backends,
 )
 from rst.experiments.data.run_data import RunData, readable
-from rst.experiments.devices import check_devices, peak_memory, reset_peak_memory
+from rst.experiments.devices import check_devices, is_rank, peak_memory, reset_peak_memory
 from rst.experiments.errors import InputError
 from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
@@ -29,7 +29,7 @@ from rst.experiments.training.comparison import compare, digest, facts_of_a_run
 from rst.experiments.training.evaluation import evaluate
 from rst.experiments.training.metrics import EpochSums
 from rst.experiments.training.progress import Progress
-from rst.experiments.training.ranks import World, is_rank, joined
+from rst.experiments.training.ranks import World, joined
 from rst.experiments.training.signals import Interrupted, StopPoll, stop_requests
 from rst.experiments.training.spawn import spawn
 from rst.experiments.training.state import TrainingState

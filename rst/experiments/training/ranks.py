@@ -16,8 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from rst.experiments.devices import is_rank as is_rank
-from rst.experiments.devices import torch_device
+from rst.experiments.devices import is_rank, torch_device
 from rst.experiments.errors import InputError
 from rst.guards import preserved_buffers, sum_over_ranks
 
