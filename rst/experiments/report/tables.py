@@ -42,7 +42,17 @@ MEANINGS = {
 }
 """What the caption says of a column."""
 
-NOT_OF_THE_RUN = ("paths.", "wandb.", "slurm.", "dataset.root", "evaluate", "seed", "max_seeds", "datasets")
+NOT_OF_THE_RUN = (
+    "paths.",
+    "wandb.",
+    "slurm.",
+    "dataset.root",
+    "evaluate",
+    "keep_network",
+    "seed",
+    "max_seeds",
+    "datasets",
+)
 """How keys of a spec begin that ``records.csv`` leaves out: they do not describe the run, or its summary has them."""
 
 LATEX = str.maketrans(

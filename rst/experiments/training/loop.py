@@ -54,7 +54,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
     if not is_rank():
         if record.done:
             if checkpoint.is_uncut(record.checkpoint):
-                checkpoint.keep_network_only(record.checkpoint)
+                checkpoint.cut(record.checkpoint, spec.keep_network)
             return record
         if record.diverged:
             raise Diverged(record.divergence)
@@ -145,7 +145,7 @@ class Run:
                         self._save()
             summary = self._summary()
             self.world.first(lambda: self.record.finish(summary))
-            self.world.first(lambda: checkpoint.keep_network_only(self.record.checkpoint))
+            self.world.first(lambda: checkpoint.cut(self.record.checkpoint, self.spec.keep_network))
             mirror.finish(summary)
         finally:
             progress.close()
