@@ -146,9 +146,10 @@ def test_a_sweep_refuses_runs_that_are_done_on_other_images_than_those_that_are_
 def test_a_run_does_not_go_on_on_images_with_another_digest_than_its_latest_start(config: Config) -> None:
     record = begun(config())
     rewrite_last_start(record, data_digest="0123456789abcdef")
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
     with pytest.raises(InputError, match=r"begun on images with digest 0123456789ab: give those, or write force=true"):
         train(config(), show_progress=False)
-    assert not record.done
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -164,12 +165,13 @@ def test_a_run_that_goes_on_on_other_code_says_what_has_changed(
     changes: dict[str, Any], words: str, config: Config
 ) -> None:
     record = begun(config())
+    [start] = record.starts
     rewrite_last_start(record, **changes)
     with pytest.warns(UserWarning, match="the run goes on, but not as it began: ") as caught:
         train(config(), show_progress=False)
     (sentence,) = (str(warning.message) for warning in caught)
     assert words in sentence
-    assert record.done
+    assert record.starts == [start | changes, start]
 
 
 def test_a_run_that_goes_on_with_another_flag_says_so(config: Config) -> None:
