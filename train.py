@@ -9,11 +9,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -111,17 +108,6 @@ def what_is_known(spec: RunSpec) -> str:
     return f" was done before{' without measure_sharpness' * lacks}, and force=true trains it anew"
 
 
-@contextmanager
-def without_hydra() -> Iterator[None]:
-    """Inside, other configs than that of this command can be composed, which Hydra refuses in its own main function."""
-    own = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = own
-
-
 def advise(spec: RunSpec) -> None:
     """Say what a run will take where it has no GPU and needs more than minutes, and what to write instead."""
     from rst.experiments.data.run_data import RunData
@@ -130,8 +116,7 @@ def advise(spec: RunSpec) -> None:
 
     if spec.scale != "paper" or torch_device(spec.device).type != "cpu":
         return
-    with without_hydra():
-        found = speed(spec)
+    found = speed(spec)
     hours = spec.expected_passes * found.seconds / 3600 if found else 0.0
     if found and hours > 0.1:
         RunData(spec, torch_device("cpu"))  # Where images are missing, that is the one thing to say.

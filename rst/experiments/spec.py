@@ -75,6 +75,8 @@ class RunSpec(Part):
 
     force: Flag = False
     """Whether a run that is done, diverged or half done is trained anew; its record is kept under another name."""
+    keep_network: Flag = True
+    """Whether the network of a run that is done stays on the disk, to be scored; while it trains, all of it does."""
     evaluate: OptionalText
     evaluate_every: Count
     measure_sharpness: Flag = False

@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import rst
+from rst.experiments import compose as compose_room
 from rst.experiments.compose import CONFIGS, builder_of, compose
 
 WIDE_RESNETS = ["wrn28_10", "wrn16_1", "wrn16_2", "wrn10_1", "wrn10_2"]
@@ -96,6 +99,16 @@ def test_keys_that_other_code_relies_on_exist(dataset: str) -> None:
 def test_data_sets_have_the_same_keys_so_that_overrides_fit_all() -> None:
     keys = {dataset: compose([f"dataset={dataset}"]).dataset.model_fields_set for dataset in DATASETS}
     assert keys == dict.fromkeys(DATASETS, keys["cifar10"])
+
+
+def test_a_command_is_composed_also_within_a_main_function_of_hydra_which_is_left_as_it_was() -> None:
+    """As where train.py looks up the speed of another run."""
+    expected = compose(["model=wrn16_2"])
+    compose_room._composed.cache_clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose(["model=wrn16_2"]) == expected
+        assert GlobalHydra.instance().hydra is outer
 
 
 # ------------------------------------------------------------------------------------------------------- which key wins

@@ -47,7 +47,7 @@ class RunData:
     ) -> None:
         self.spec, self.device, self.rank, self.world_size = spec, device, rank, world_size
         self.workers = max(1, available_cores() // local_size)
-        self.source = _open(spec)
+        self.source = open_images(spec)
         data, train, test = spec.dataset, self.source.train, self.source.test
         for key, wanted, split in (("train_images", data.train_images, train), ("test_images", data.test_images, test)):
             if wanted > len(split):
@@ -105,6 +105,11 @@ class RunData:
         return evaluation_batches(split, *settings)
 
 
+def in_folders(spec: RunSpec) -> bool:
+    """Whether the images of a run are files in folders, one for each class."""
+    return spec.dataset.name == "imagenet" and spec.dataset.source != "digits"
+
+
 def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """The same batches; raises `InputError` at a batch that cannot be read, naming the file."""
     while True:
@@ -115,12 +120,16 @@ def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor,
         yield batch
 
 
-def _open(spec: RunSpec) -> Dataset | ImageFolders:
-    """The data set of a run, checked against its digest and its number of classes."""
+def open_images(spec: RunSpec) -> Dataset | ImageFolders:
+    """The data set of a run, checked against its digest and its number of classes. Image files are listed, not read.
+
+    Raises:
+        InputError: the images are missing, or not those that the spec describes.
+    """
     data = spec.dataset
     source: Dataset | ImageFolders
     with bad_input():
-        if data.name == "imagenet" and data.source != "digits":
+        if in_folders(spec):
             source = open_imagenet(data.root)
         else:
             source = load(

@@ -5,7 +5,8 @@ All tables, figures and pages are made from the frame that `results` returns.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -90,6 +91,23 @@ def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
     return times
 
 
+_kept: dict[int, pd.DataFrame] | None = None
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Inside, the records of a table are read once, so that all files of a report agree though runs end meanwhile.
+
+    The tables must live until the end, and be the same objects.
+    """
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def results(table: Table) -> pd.DataFrame:
     """One line for each cell and metric, in the order of the table file. What is not known is empty.
 
@@ -110,6 +128,14 @@ def results(table: Table) -> pd.DataFrame:
         InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist,
             or a metric that its runs do not measure.
     """
+    if _kept is None:
+        return _results(table)
+    if id(table) not in _kept:
+        _kept[id(table)] = _results(table)
+    return _kept[id(table)].copy()
+
+
+def _results(table: Table) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
@@ -120,7 +146,8 @@ def results(table: Table) -> pd.DataFrame:
             f"{table.name}.yaml, metrics: the runs of {without[0]} do not measure {min(measured)}: write "
             "measure_sharpness=true in overrides."
         )
-    numbers, shown = paper_numbers(table.paper) if table.paper else None, of_the_paper(table.cells)
+    numbers = paper_numbers(table.paper).to_dict("records") if table.paper else []
+    shown = of_the_paper(table.cells)
     lines, times = [], []
     for cell in table.cells:
         asked, own = _asked(cell), summaries(cell.runs)
@@ -156,7 +183,13 @@ def _asked(cell: Cell) -> dict[str, Any]:
     }
 
 
+MEASURED = ("mean", "std", "extra_propagations_realised", "train_seconds", "train_seconds_std")
+"""What came out of the runs of a cell, beside their number."""
+
+
 def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
+    if own.empty:
+        return {"n": 0} | dict.fromkeys(MEASURED, math.nan)
     return {
         "n": own[metric or "id"].count(),
         "mean": own[metric].mean() if metric else math.nan,
@@ -189,6 +222,8 @@ def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, flo
     ``times`` are the `_times` of each line. Only seeds that all the compared lines have under equal conditions count.
     """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
+    if not any(times):
+        return
     for i, line in frame.iterrows():
         same = frame[(frame["network"] == line["network"]) & (frame["dataset"] == line["dataset"])]
         same = same[same["group"].isin(["", line["group"]])].sort_values("group", ascending=False, kind="stable")
@@ -227,10 +262,10 @@ def paper_numbers(name: str) -> pd.DataFrame:
     return numbers.assign(mean=pd.to_numeric(numbers["mean"]), std=pd.to_numeric(numbers["std"]))
 
 
-def _reported(cell: Cell, metric: str, numbers: pd.DataFrame | None) -> dict[str, float]:
+def _reported(cell: Cell, metric: str, numbers: Sequence[Mapping[Any, Any]]) -> dict[str, float]:
     """The paper's error, and its training time over the time of the scheme to which it adds the extra minutes."""
     reported = dict.fromkeys(("paper_mean", "paper_std", "paper_relative_time"), math.nan)
-    if numbers is None or cell.not_in_paper:
+    if not numbers or cell.not_in_paper:
         return reported
     error = _number(numbers, cell, METRICS.get(metric, []), cell.paper)
     if error is not None:
@@ -244,23 +279,23 @@ def _reported(cell: Cell, metric: str, numbers: pd.DataFrame | None) -> dict[str
     return reported
 
 
-def _number(numbers: pd.DataFrame, cell: Cell, metrics: list[str], picks: dict[str, str]) -> pd.Series | None:
+def _number(
+    numbers: Sequence[Mapping[Any, Any]], cell: Cell, metrics: list[str], picks: dict[str, str]
+) -> Mapping[Any, Any] | None:
     """The paper's number for the cell: its line has the cell's network and data set, and these values of columns.
 
     A value may offer alternatives, separated by `` | ``. A ``source_note`` has to begin with its value.
     """
-    datasets = [cell.dataset, "Cifar10&100"]
-    lines = numbers[
-        (numbers["model"] == cell.network) & numbers["dataset"].isin(datasets) & numbers["metric"].isin(metrics)
-    ]
     place = f"{cell.table}.yaml, {cell.row}, paper"
+    where = {"model": [cell.network], "dataset": [cell.dataset, "Cifar10&100"], "metric": metrics}
+    lines = [line for line in numbers if all(line[column] in values for column, values in where.items())]
     for key, value in picks.items():
-        if key not in numbers:
-            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers)}.")
+        if key not in numbers[0]:
+            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers[0])}.")
         begins = key == "source_note"
-        lines = lines[lines[key].str.startswith(value) if begins else lines[key].isin(value.split(" | "))]
+        lines = [line for line in lines if (line[key].startswith(value) if begins else line[key] in value.split(" | "))]
     if len(lines) > 1:
         raise InputError(
             f"{place}: {len(lines)} numbers fit {cell.network} {cell.dataset}: name another column as well."
         )
-    return lines.iloc[0] if len(lines) else None
+    return lines[0] if lines else None

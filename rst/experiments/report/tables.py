@@ -61,6 +61,7 @@ NOT_OF_THE_RUN = (
     "dataset.root",
     "evaluate",
     "measure_sharpness",
+    "keep_network",
     "seed",
     "max_seeds",
     "datasets",

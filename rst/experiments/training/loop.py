@@ -5,6 +5,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from rst.experiments.build import (
     build_optimizer,
     set_backends,
 )
-from rst.experiments.data.run_data import RunData, readable
+from rst.experiments.data.run_data import RunData, in_folders, open_images, readable
+from rst.experiments.data.sources import check_root
 from rst.experiments.devices import check_devices, is_rank, peak_memory, reset_peak_memory
-from rst.experiments.errors import InputError
+from rst.experiments.errors import bad_input
 from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
 from rst.experiments.runs.record import Diverged, Record, open_record
@@ -46,7 +48,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
 
     Raises:
         Diverged: the loss is no longer finite; this is an outcome of the run, which its record keeps.
-        InputError: bad input, or ranks that differ or have ended.
+        InputError: bad input, images that are not those of the record, or ranks that differ or have ended.
         Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 asked the run to stop; its checkpoint is written.
     """
     record = open_record(spec)
@@ -54,9 +56,10 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
         record.set_aside()
         spec = spec.changed(force=False)
     if not is_rank():
+        _refuse_other_images(spec, record)
         if record.done:
             if checkpoint.is_uncut(record.checkpoint):
-                checkpoint.keep_network_only(record.checkpoint)
+                checkpoint.cut(record.checkpoint, spec.keep_network)
             return record
         if record.diverged:
             raise Diverged(record.divergence)
@@ -66,6 +69,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
     with joined(spec.devices) as world:
         if spec.force:
             world.first(record.set_aside)
+        world.first(lambda: _refuse_other_images(spec, record))
         if world.first(lambda: record.diverged):
             raise Diverged(world.first(lambda: record.divergence))
         if not world.first(lambda: record.done):
@@ -75,6 +79,21 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
                 if not world.first(lambda: record.done):
                     run.to_the_end()
     return record
+
+
+def _refuse_other_images(spec: RunSpec, record: Record) -> None:
+    """Raise `InputError` where a run has its outcome already, but of other images than those that the spec names.
+
+    Images in folders are listed. The name of any other data set says which images it has: they need not be here.
+    """
+    data = spec.dataset
+    if not (record.done or record.diverged):
+        return
+    if in_folders(spec):
+        record.refuse_other_images(open_images(spec).digest)
+    elif data.source != "digits" != data.name:
+        with bad_input():
+            check_root(data.name, Path(data.root), Path(spec.paths.cache))
 
 
 CHECKPOINT_SHARE = 1 / 200
@@ -147,7 +166,7 @@ class Run:
                         self._save()
             summary = self._summary() | self._flatness()
             self.world.first(lambda: self.record.finish(summary))
-            self.world.first(lambda: checkpoint.keep_network_only(self.record.checkpoint))
+            self.world.first(lambda: checkpoint.cut(self.record.checkpoint, self.spec.keep_network))
             mirror.finish(summary)
         finally:
             progress.close()
@@ -160,13 +179,8 @@ class Run:
             InputError: the images are not those of the start before.
         """
         environment = environment_of(self.spec, self.device, self.data.source.digest)
+        self.record.refuse_other_images(environment["data_digest"])
         for before in self.record.starts[-1:]:
-            if before.get("data_digest") != environment["data_digest"]:
-                raise InputError(
-                    f"the images have digest {environment['data_digest'][:12]}, but {self.record.id} was begun on "
-                    f"images with digest {str(before.get('data_digest'))[:12]}: give those, or write force=true to "
-                    "start anew."
-                )
             if changed := changes(before, environment):
                 warnings.warn(f"the run goes on, but not as it began: {changed}.", stacklevel=2)
         self.record.append_start(environment)
