@@ -47,6 +47,7 @@ class Parts:
     def __init__(self, model: nn.Module, own_gradient: bool) -> None:
         self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
+        self._copies: dict[int, Tensor] = {}
 
     def look(self) -> bool:
         """Walk the model if any module has got a new part since the last walk; whether that was so.
@@ -56,6 +57,7 @@ class Parts:
         if self._walked_at == _registrations:
             return False
         self._walked_at = _registrations
+        self._copies.clear()
         modules = list(self.model.modules())
         self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
@@ -115,9 +117,26 @@ class Parts:
         frozen: list[tuple[Tensor, bool]] = [(p, False) for _, p in self.parameters if not p.requires_grad]
         return frozen + [(buffers[name], uncounted) for buffers, name, uncounted in self._buffers]  # type: ignore[misc]
 
+    def copies(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Copies of tensors of the model, in buffers that are made at the first copy of each."""
+        for tensor in tensors:
+            copy = self._copies.get(id(tensor))
+            if copy is None or (copy.dtype, copy.shape, copy.device) != (tensor.dtype, tensor.shape, tensor.device):
+                self._copies[id(tensor)] = torch.empty_like(tensor)
+        copies = [self._copies[id(tensor)] for tensor in tensors]
+        copy_by_type(copies, tensors)
+        return copies
+
     def bindings(self) -> list[tuple[dict[str, Tensor | None], str, Tensor | None]]:
         """Which tensor each buffer's name stands for: the module's dictionary, the name and the tensor."""
         return [(buffers, name, buffers[name]) for buffers, name, _ in self._buffers]
+
+
+def copy_by_type(to: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each value to a tensor of its type and shape, in one operation for each type."""
+    for dtype in {tensor.dtype for tensor in to}:
+        of_type = [i for i, tensor in enumerate(to) if tensor.dtype == dtype]
+        torch._foreach_copy_([to[i] for i in of_type], [values[i] for i in of_type])
 
 
 def plain_name(name: str) -> str:
@@ -157,7 +176,7 @@ class Bystanders:
             else:
                 still.append((tensor, stamp))
         bindings = self._parts.bindings()
-        values = torch._foreach_clone(moving) if moving else []
+        values = self._parts.copies(moving)
         places = [(t.untyped_storage(), t.storage_offset(), t.size(), t.stride(), t.data_ptr()) for t in moving]
         try:
             yield
@@ -167,8 +186,7 @@ class Bystanders:
             for tensor, (storage, offset, size, stride, address) in zip(moving, places, strict=True):
                 if tensor.data_ptr() != address:  # The body has given it another storage.
                     tensor.set_(storage, offset, size, stride)
-            if moving:
-                torch._foreach_copy_(moving, list(values))
+            copy_by_type(moving, values)
         if any(_stamp(tensor) != stamp for tensor, stamp in still):
             raise RuntimeError(
                 "a buffer or frozen parameter changed in the perturbed pass but not in the clean pass, so that its "
