@@ -13,6 +13,10 @@ given = $(findstring command,$(origin $(1)))
 $(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES parts:PARTS,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
 	$(error write $(lastword $(subst :, ,$(name)))= in capital letters, as in make table03 SCALE=smoke)))
 
+# Here and not in the recipe, so that it is said before anything is installed.
+$(if $(filter demo,$(MAKECMDGOALS)),$(if $(filter-out paper,$(SCALE))$(DATA),\
+	$(error the demo has one scale and its own images: leave SCALE and DATA out)))
+
 SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data="$(DATA)"')
 SWEEP = $(BIN)/python scripts/sweep.py --report $(if $(WORKERS),--workers $(WORKERS)) $(if $(YES),--yes)
 TRAIN_AND_WRITE = @$(SWEEP) $@ $(SETTINGS)
@@ -32,7 +36,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## SGD, SAM, RST and G-RST on handwritten digits with wrong labels: table and figure in minutes
-	$(if $(filter-out paper,$(SCALE))$(DATA),$(error the demo has one scale and its own images: leave SCALE and DATA out))
 	@$(SWEEP) demo
 
 $(filter table%,$(NAMES)): table%: $(READY) FORCE  ## A table of the paper, as in make table03 SCALE=smoke: train the runs that are missing, then write it

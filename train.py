@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,9 @@ FIRST = not is_rank() or os.environ["RANK"] == "0"
 """Of the ranks that torchrun starts, this one prints the result."""
 FIRST_OF_HOST = not is_rank() or os.environ["LOCAL_RANK"] == "0"
 """Of the ranks of one host, this one says what is wrong with the command."""
+
+HELP = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
+"""Options that print something and train nothing."""
 
 failures: list[str] = []
 warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
@@ -128,10 +132,23 @@ def advise(spec: RunSpec) -> None:
         )
 
 
+def no_option(words: Sequence[str]) -> str:
+    """The sentence that answers a word which is meant as an option of this command, and is none; empty without one."""
+    known = (*HELP, "--version", "--resolve", "--package", "--run", "--multirun", "--shell-completion")
+    known += ("--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            return f"{option} is no option: write keys without dashes, as in recipe.epochs=10 (--cfg job: all)."
+    return ""
+
+
 if __name__ == "__main__":
-    if {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"} & {*sys.argv} and hasattr(signal, "SIGPIPE"):
+    if {*HELP} & {*sys.argv} and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # So that `train.py --help | head` ends without a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if complaint := no_option(sys.argv[1:]):
+        sys.exit(f"train.py: {complaint}")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:

@@ -40,6 +40,9 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
         (["table01", "data=/data"], "write DATA= in capital letters"),
         (["table01", "yes=1"], "write YES= in capital letters"),
         (["bench", "parts=loader"], "write PARTS= in capital letters"),
+        (["demo", "SCALE=smoke"], "the demo has one scale and its own images: leave SCALE and DATA out"),
+        (["demo", "SCALE=cpu"], "the demo has one scale and its own images: leave SCALE and DATA out"),
+        (["demo", "DATA=/data"], "the demo has one scale and its own images: leave SCALE and DATA out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -53,14 +56,6 @@ def test_a_wrong_command_is_answered_by_a_sentence_before_anything_is_installed(
     assert "venv" not in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("word", ["SCALE=smoke", "SCALE=cpu", "DATA=/data"])
-def test_the_demo_takes_neither_a_scale_nor_images(tmp_path: Path, word: str) -> None:
-    status, said = make(tmp_path, "demo", word, ready=True)
-    assert status != 0
-    assert "the demo has one scale and its own images: leave SCALE and DATA out" in said
-    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_bad_input_is_answered_by_one_sentence_and_exit_status_1_and_nothing_is_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["--epochs", "10"], ["scheme=sam", "--epochs=10"]], ids=" ".join)
+def test_a_key_that_is_written_as_an_option_is_answered_by_how_to_write_it(tmp_path: Path, words: list[str]) -> None:
+    result = run(words, tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "train.py: --epochs is no option: write keys without dashes, as in recipe.epochs=10 (--cfg job: all).\n"
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- real data
 
 
