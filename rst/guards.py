@@ -50,8 +50,9 @@ class Parts:
             return False
         self._walked_at = _registrations
         modules = list(self.model.modules())
-        self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+        prefixes = [name for name, module in self.model.named_modules() if module in self.wrappers]
+        self.parameters = [(plain_name(name, prefixes), p) for name, p in self.model.named_parameters()]
         self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
@@ -112,9 +113,13 @@ class Parts:
         return [(buffers, name, buffers[name]) for buffers, name, _ in self._buffers]
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what `DistributedDataParallel` and `torch.compile` put before it."""
-    return name.removeprefix("module.").replace("_orig_mod.", "")
+def plain_name(name: str, wrappers: Iterable[str]) -> str:
+    """A parameter's name without what `torch.compile`, and `DistributedDataParallel` at these names, put before it."""
+    for wrapper in wrappers:
+        before = f"{wrapper}." if wrapper else ""
+        if name.startswith(f"{before}module."):
+            name = before + name.removeprefix(f"{before}module.")
+    return name.replace("_orig_mod.", "")
 
 
 def _is_written_uncounted(buffer: Tensor) -> bool:
