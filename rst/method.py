@@ -41,12 +41,14 @@ SharpPasses = Generator[float | Tensor, None, bool]
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch's place in its step, whether it is the last, its share of the step, and share times loss scale."""
+    """A micro-batch's place in its step, whether it is the last, its share of the step, share times loss scale, and
+    what a sharp step does with it between its passes."""
 
     number: int
     last: bool
     share: float
     factor: float | Tensor
+    observe: Callable[[], None] | None
 
 
 class RST:
@@ -201,7 +203,14 @@ class RST:
         Raises as `passes` does, and ValueError where such a closure returns anything but [n].
         """
         per_sample, clean = self.variant.needs_per_sample_loss, None
-        for weight in self._start(advance, share, scaler):
+
+        def observe() -> None:
+            assert clean is not None
+            with guards.evaluation_mode(self.model), self._bystanders.preserved():
+                cost = self.variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
+            self._count(share * cost, share * cost)
+
+        for weight in self._start(advance, share, scaler, observe if per_sample else None):
             loss = closure(self._rows(closure, clean, share)) if per_sample else closure()
             if per_sample and loss.dim() != 1:
                 raise ValueError(
@@ -211,10 +220,6 @@ class RST:
             (weight * loss.mean()).backward()
             if clean is None:
                 clean = loss.detach()
-                if per_sample and self.sharp is not False:
-                    with guards.evaluation_mode(self.model), self._bystanders.preserved():
-                        cost = self.variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
-                    self._count(share * cost, share * cost)
         assert clean is not None
         return clean.mean()
 
@@ -226,14 +231,20 @@ class RST:
         self._count(share * (forward - 1), share * (backward - 1))
         return rows
 
-    def _start(self, advance: bool, share: float, scaler: torch.amp.GradScaler | None) -> Passes:
+    def _start(
+        self,
+        advance: bool,
+        share: float,
+        scaler: torch.amp.GradScaler | None,
+        observe: Callable[[], None] | None = None,
+    ) -> Passes:
         self.restore()
         self._look()
         factor: float | Tensor = in_unit_interval("share", share)
         if scaler is not None and scaler.is_enabled():
             factor = scaler.scale(torch.tensor(factor, device=self._weights.device))
         sharp = self._is_sharp if self._micro_batch else self.sharp
-        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor))
+        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor, observe))
         # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.
         self._open = weakref.ref(passes)
         return passes
@@ -267,6 +278,9 @@ class RST:
             if sharp is None:
                 square = (gradient.norm() / batch.factor).square()
                 sharp = self._gate.decide(self.t, self._parts.mean_over_ranks(square).item())
+            if sharp and batch.observe is not None:
+                with self._parts.gradient_sync(enabled=False):
+                    batch.observe()
             if sharp and variant.combine is None:
                 yield from self._accumulated(total, gradient, batch)
                 return True
