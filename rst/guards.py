@@ -41,6 +41,11 @@ class Parts:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model must be the module that the loop calls, got {type(model).__name__}: write RST(model, ...), "
+                "without .parameters()."
+            )
         self.model = model
         self._walked_at = -1
 

@@ -42,7 +42,8 @@ SharpPasses = Generator[float | Tensor, None, bool]
 
 class MicroBatch(NamedTuple):
     """A micro-batch's place in its step, whether it is the last, its share of the step, share times loss scale, and
-    what a sharp step does with it between its passes."""
+    what a sharp step does with it between its passes.
+    """
 
     number: int
     last: bool
