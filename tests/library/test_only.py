@@ -1,11 +1,10 @@
 """`only`: which parameters are perturbed. All others are trained with the same mixed gradient, at their own weights."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
 from textbook import assert_bitwise, batch, clean_gradient, loss_on
 from textbook_variants import ALL, Asam, Gsam, LookSam, Sam, device_of, gradient_at, network, step_gradient, vector
 from torch import Tensor, nn
@@ -194,13 +193,6 @@ def test_a_choice_of_no_parameter_is_refused(variant):
         ValueError, match=r"only\(name, parameter\) is false for every trainable parameter: it must be true for some"
     ):
         rst.RST(network(), RHO, ALWAYS, variant=variant, only=lambda name, p: False)
-
-
-@pytest.fixture
-def group_of_one() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 class Named(nn.Module):
