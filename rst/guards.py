@@ -45,6 +45,11 @@ class Parts:
     """
 
     def __init__(self, model: nn.Module, own_gradient: bool) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model must be the module that the loop calls, got {type(model).__name__}: write RST(model, ...), "
+                "without .parameters()."
+            )
         self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
         self._copies: dict[int, Tensor] = {}
@@ -59,8 +64,9 @@ class Parts:
         self._walked_at = _registrations
         self._copies.clear()
         modules = list(self.model.modules())
-        self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+        prefixes = [name for name, module in self.model.named_modules() if module in self.wrappers]
+        self.parameters = [(plain_name(name, prefixes), p) for name, p in self.model.named_parameters()]
         self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
@@ -139,9 +145,13 @@ def copy_by_type(to: list[Tensor], values: list[Tensor]) -> None:
         torch._foreach_copy_([to[i] for i in of_type], [values[i] for i in of_type])
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what `DistributedDataParallel` and `torch.compile` put before it."""
-    return name.removeprefix("module.").replace("_orig_mod.", "")
+def plain_name(name: str, wrappers: Iterable[str]) -> str:
+    """A parameter's name without what `torch.compile`, and `DistributedDataParallel` at these names, put before it."""
+    for wrapper in wrappers:
+        before = f"{wrapper}." if wrapper else ""
+        if name.startswith(f"{before}module."):
+            name = before + name.removeprefix(f"{before}module.")
+    return name.replace("_orig_mod.", "")
 
 
 def _is_written_uncounted(buffer: Tensor) -> bool:

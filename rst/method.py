@@ -42,12 +42,13 @@ Passes = Generator[Weight, None, None]
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch of a step; ``factor`` is its share of the step times the loss scale."""
+    """A micro-batch of a step; ``factor`` is share times loss scale, ``observe`` calls `Variant.observe`."""
 
     number: int
     last: bool
     share: float
     factor: Weight
+    observe: Callable[[], None]
 
 
 class RST:
@@ -178,7 +179,7 @@ class RST:
                 f"{type(self.variant).__name__} needs the loss of each sample: "
                 "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
             )
-        return self._start(advance, share, scaler)
+        return self._start(advance, share, scaler, observe=lambda: None)
 
     def backward(
         self, closure: Closure, advance: bool = True, share: float = 1.0, scaler: GradScaler | None = None
@@ -189,28 +190,28 @@ class RST:
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
         Raises as `passes` does, and ValueError where such a closure returns anything but [n].
         """
-        variant, clean = self.variant, None
-        for weight in self._start(advance, share, scaler):
-            losses, forward, backward = variant.losses(closure, clean)
+        variant, clean = self.variant, torch.empty(0)
+
+        def observe() -> None:
+            with guards.evaluation_mode(self.model), self._bystanders.preserved():
+                cost = variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
+            self._count(share * cost, share * cost)
+
+        for number, weight in enumerate(self._start(advance, share, scaler, observe)):
+            losses, forward, backward = variant.losses(closure, clean if number else None)
             (weight * losses.mean()).backward()
             self._count(share * (forward - 1), share * (backward - 1))  # Beyond the pass itself.
-            if clean is None:
-                clean = losses.detach()
-                if variant.needs_per_sample_loss and self.sharp is not False:
-                    with guards.evaluation_mode(self.model), self._bystanders.preserved():
-                        cost = variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
-                    self._count(share * cost, share * cost)
-        assert clean is not None
+            clean = clean if number else losses.detach()
         return clean.mean()
 
-    def _start(self, advance: bool, share: float, scaler: GradScaler | None) -> Passes:
+    def _start(self, advance: bool, share: float, scaler: GradScaler | None, observe: Callable[[], None]) -> Passes:
         self.restore()
         self._weights.look()
         factor: Weight = in_unit_interval("share", share)
         if scaler is not None and scaler.is_enabled():
             factor = scaler.scale(torch.tensor(factor, device=self._weights.device))
         sharp = self._is_sharp if self._micro_batch else self.sharp
-        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor))
+        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor, observe))
         # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.
         self._open = weakref.ref(passes)
         return passes
@@ -244,6 +245,9 @@ class RST:
             if sharp is None:
                 square = (gradient.norm() / batch.factor).square()
                 sharp = self._gate.decide(self.t, self._parts.mean_over_ranks(square).item())
+            if sharp and variant.needs_per_sample_loss:
+                with self._parts.gradient_sync(enabled=False):
+                    batch.observe()
             if sharp and variant.combine is None:
                 yield from self._accumulated(total, gradient, batch)
                 return True

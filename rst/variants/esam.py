@@ -36,7 +36,7 @@ class ESAM(Variant):
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Draw S, as a function of (seed, t), so that it is the same on all ranks and for all micro-batches."""
-        draws = torch.rand(len(parameters), generator=stream("esam", seed, t)).tolist()
+        draws = torch.rand(len(parameters), generator=stream("esam", seed, t), device="cpu").tolist()
         self.in_set = {name: float(draw < self.beta) for name, draw in zip(parameters, draws, strict=True)}
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:

@@ -1,0 +1,149 @@
+"""Loops that people bring: default devices, copies of the method, numbers of NumPy, gradients that are cleared."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.utils.parametrize
+from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron
+from torch import Tensor, nn
+from variant_cases import VARIANTS, left, variants
+
+import rst
+from rst import schedules
+
+RHO = 0.1
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+ALWAYS = schedules.always()
+
+
+def sharp(model: nn.Module, **arguments) -> rst.RST:
+    return rst.RST(model, RHO, ALWAYS, **arguments)
+
+
+# Default devices, copies and numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [schedules.constant(0.5), schedules.linear(0.5), schedules.ae_sam()], ids=str)
+def test_a_default_device_that_the_user_has_set_changes_nothing(schedule):
+    def train() -> list[Tensor]:
+        model = perceptron()
+        method = rst.RST(model, RHO, schedule, total_steps=8)
+        for t in range(8):
+            method.backward(lambda t=t: loss_on(model, *batches[t]))
+        return [left(model)]
+
+    batches = [batch(t) for t in range(8)]
+    expected = train()
+    model_on_cpu = perceptron()
+    with torch.device("meta"):
+        method = rst.RST(model_on_cpu, RHO, schedule, total_steps=8)
+        for t in range(8):
+            for weight in method.passes():
+                (weight * loss_on(model_on_cpu, *batches[t])).backward()
+    assert_bitwise([left(model_on_cpu)], expected)
+
+
+@pytest.mark.parametrize("name", ["esam", "ssam_d", "ssam_f", "looksam"])
+def test_a_default_device_does_not_move_what_a_variant_draws(name):
+    model = perceptron()
+    x, y = batch(0)
+    with torch.device("meta"):
+        method = sharp(model, variant=VARIANTS[name](), total_steps=4)
+        for _ in range(2):
+            method.backward(
+                lambda rows=slice(None): nn.functional.cross_entropy(model(x[rows].double()), y[rows], reduction="none")
+            )
+    assert left(model).any()
+
+
+@variants
+def test_schedules_and_the_state_of_the_method_can_be_pickled(name):
+    """As where processes are spawned for several devices."""
+    model = perceptron()
+    x, y = batch(0)
+
+    def losses(rows=slice(None)) -> Tensor:
+        return nn.functional.cross_entropy(model(x[rows].double()), y[rows], reduction="none")
+
+    methods = [
+        rst.RST(model, RHO, pickle.loads(pickle.dumps(schedules.linear(0.7))), total_steps=8, variant=VARIANTS[name]())
+        for _ in range(2)
+    ]
+    for _ in range(5):
+        methods[0].backward(losses)
+    methods[1].load_state_dict(pickle.loads(pickle.dumps(methods[0].state_dict())))
+    assert_bitwise(methods[1].state_dict(), methods[0].state_dict())
+    gradients = []
+    for method in methods:
+        model.zero_grad()
+        method.backward(losses)
+        gradients.append(left(model))
+    assert_bitwise(gradients[1], gradients[0])
+
+
+def test_numbers_of_numpy_are_arguments():
+    model = nn.Linear(4, 4)
+    method = rst.RST(
+        model, np.float32(0.1), schedules.constant(np.float64(0.5)), np.float32(2), np.int64(10), np.int64(3)
+    )
+    method.backward(lambda: model(X).mean(), share=np.float32(0.5))
+    assert (method.rho, method.gamma_ratio) == (pytest.approx(0.1), 2.0)
+    assert method.gate.shape == (10,)
+
+
+# Loops ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [True, None], ids=["to None", "by the optimizer"])
+@pytest.mark.parametrize("advance", [True, False])
+@pytest.mark.parametrize("c", [1.0, 2.0])
+def test_zero_grad_inside_passes_is_refused_where_it_loses_a_gradient(c, advance, how):
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = sharp(model, gamma_ratio=c)
+    x, y = batch(0)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in model.parameters()]
+    sentence = r"cleared inside passes\(\): call zero_grad\(\) only after the last pass"
+    with pytest.raises(RuntimeError, match=sentence):  # noqa: PT012
+        for weight in method.passes(advance):
+            (optimizer if how is None else model).zero_grad()
+            (weight * loss_on(model, x, y)).backward()
+    assert_bitwise([p.detach() for p in model.parameters()], before)
+    assert method.t == 0
+
+
+def test_zero_grad_after_the_backward_is_refused():
+    model = perceptron()
+    x, y = batch(0)
+    with pytest.raises(RuntimeError, match=r"zero_grad\(\) only after the last"):  # noqa: PT012
+        for weight in sharp(model).passes():
+            (weight * loss_on(model, x, y)).backward()
+            model.zero_grad()
+
+
+@pytest.mark.parametrize("argument", ["model.parameters()", "list(model.parameters())", "an optimizer", "None"])
+def test_what_is_no_module_is_refused_with_what_to_write(argument):
+    model = perceptron()
+    given = {
+        "model.parameters()": model.parameters(),
+        "list(model.parameters())": list(model.parameters()),
+        "an optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "None": None,
+    }[argument]
+    with pytest.raises(ValueError, match=r"^model must be the module that the loop calls, got .*: write RST\(model, "):
+        rst.RST(given, RHO, ALWAYS)
+
+
+def test_two_methods_may_train_one_model():
+    model = perceptron()
+    first, second = sharp(model), rst.RST(model, RHO, schedules.never())
+    x, y = batch(0)
+    first.backward(lambda: loss_on(model, x, y))
+    expected = clean_gradient(model, lambda: loss_on(model, x, y))
+    model.zero_grad()
+    second.backward(lambda: loss_on(model, x, y))
+    assert_bitwise(left(model), expected)

@@ -1,0 +1,197 @@
+"""Models that people bring: tied and shared weights, caches of weights, mixed types, layers that are unfrozen."""
+
+import pytest
+import torch
+import torch.nn.utils.parametrize
+from textbook import assert_bitwise, batch, clean_gradient, gradient, loss_on, mixed_gradient, perceptron
+from torch import Tensor, nn
+from variant_cases import VARIANTS, close, left, variants
+
+import rst
+from rst import schedules
+
+RHO = 0.1
+X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+ALWAYS = schedules.always()
+
+
+def sharp(model: nn.Module, **arguments) -> rst.RST:
+    return rst.RST(model, RHO, ALWAYS, **arguments)
+
+
+# Weights that share memory --------------------------------------------------------------------------------------------
+
+
+def test_two_parameters_that_share_one_storage_are_each_moved_by_their_own_perturbation():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False))
+    model[1].weight.data = model[0].weight.data.T
+    first, second = model.parameters()
+    before = first.detach().clone()
+
+    def loss() -> Tensor:
+        return (model(X) - X).square().mean()
+
+    g = torch.autograd.grad(loss(), (first, second))
+    size = torch.cat([own.flatten() for own in g]).norm()
+    with torch.no_grad():
+        for p, own in zip((first, second), g, strict=True):
+            p.add_(RHO * own / size)
+        expected = loss()
+        expected_gradient = torch.autograd.grad(torch.enable_grad()(loss)(), (first, second))
+        first.copy_(before)
+    seen = []
+    for weight in sharp(model).passes():
+        seen.append(loss())
+        (weight * seen[-1]).backward()
+    torch.testing.assert_close(seen[1], expected)
+    torch.testing.assert_close([first.grad, second.grad], list(expected_gradient))
+    assert_bitwise(first.detach(), before)
+    assert_bitwise(second.detach(), before.T)
+
+
+def test_a_parameter_that_two_layers_use_is_one_parameter():
+    model = perceptron()
+    model.append(nn.Linear(4, 5).double()).append(nn.Linear(5, 4).double())
+    model[5].weight, x, y = model[3].weight, *batch(0)
+    expected = mixed_gradient(model, lambda: loss_on(model, x, y), RHO, 2.0)
+    model.zero_grad()
+    sharp(model, gamma_ratio=2.0).backward(lambda: loss_on(model, x, y))
+    torch.testing.assert_close(gradient(list(model.parameters())), expected, rtol=1e-9, atol=1e-12)
+
+
+# Caches and kinds of weights ------------------------------------------------------------------------------------------
+
+
+class Symmetric(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.triu() + weight.triu(1).T
+
+
+@pytest.mark.parametrize("region", ["round all steps", "round each step"])
+def test_inside_a_cache_of_parametrised_weights_every_pass_uses_the_present_ones(region):
+    def gradients(cached: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4).double()
+        nn.utils.parametrize.register_parametrization(model, "weight", Symmetric())
+        method, optimizer = sharp(model), torch.optim.SGD(model.parameters(), lr=0.1)
+        found = []
+
+        def step() -> None:
+            method.backward(lambda: model(X.double()).square().mean())
+            found.append(left(model))
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if not cached:
+            for _ in range(3):
+                step()
+        elif region == "round all steps":
+            with nn.utils.parametrize.cached():
+                for _ in range(3):
+                    step()
+        else:
+            for _ in range(3):
+                with nn.utils.parametrize.cached():
+                    step()
+        return found
+
+    assert_bitwise(gradients(cached=True), gradients(cached=False))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm], ids=["weight", "spectral"]
+)
+def test_weight_and_spectral_norm_train_inside_the_cache(norm):
+    torch.manual_seed(0)
+    model = norm(nn.Linear(4, 4))
+    method, seen = sharp(model), []
+    with nn.utils.parametrize.cached():
+        for weight in method.passes():
+            seen.append(model.weight.detach().clone())
+            (weight * model(X).square().mean()).backward()
+    assert not torch.equal(*seen)
+
+
+def test_a_sparse_gradient_is_refused_in_one_sentence_that_says_what_to_write():
+    model = nn.Embedding(9, 3, sparse=True)
+    before = model.weight.detach().clone()
+    method = sharp(model)
+    with pytest.raises(RuntimeError, match=r"^a gradient is sparse .*: build the embedding without sparse=True.$"):
+        method.backward(lambda: model(torch.arange(4)).mean())
+    assert_bitwise(model.weight.detach(), before)
+    assert method.t == 0
+
+
+@pytest.mark.parametrize("c", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["sam", "gsam", "asam"])
+def test_real_and_complex_weights_are_one_vector_of_real_numbers(name, c):
+    """‖g‖ = √Σ|g|². The real and the imaginary part of a weight are two weights; oracle: the same network in reals."""
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.complex128)
+    x = X.double()
+
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(first.clone()), nn.Parameter(second.clone())
+
+        def forward(self) -> Tensor:
+            return ((x @ self.first).cfloat().to(torch.complex128) @ self.second.T).abs().square().mean()
+
+    class Real(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(first.clone()), nn.Parameter(torch.view_as_real(second).clone())
+
+        def forward(self) -> Tensor:
+            hidden = (x @ self.first).float().double()
+            return ((hidden @ self.second[..., 0].T).square() + (hidden @ self.second[..., 1].T).square()).mean()
+
+    model, oracle = Complex(), Real()
+    for own in (model, oracle):
+        method = rst.RST(own, RHO, ALWAYS, c, variant=VARIANTS[name]())
+        for i in range(2):
+            method.backward(own, advance=i == 1, share=0.5)
+    close(model.first.grad, oracle.first.grad, 1e-6)
+    close(torch.view_as_real(model.second.grad), oracle.second.grad, 1e-6)
+    assert_bitwise(model.second.detach(), second)
+
+
+# Models that change during training -----------------------------------------------------------------------------------
+
+
+@variants
+def test_a_layer_may_be_unfrozen_and_frozen_during_training(name):
+    """Its part of the variant's state starts as that of a new parameter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    model[0].requires_grad_(False)
+    method = sharp(model, variant=VARIANTS[name](), total_steps=9)
+
+    def losses(rows=slice(None)) -> Tensor:
+        return model(X[rows]).square().mean(1)
+
+    for trained in (False, True, True, True, False, True):
+        model[0].requires_grad_(trained)
+        before = [p.detach().clone() for p in model.parameters()]
+        method.backward(losses)
+        assert (model[0].weight.grad is not None) == trained
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        assert_bitwise([p.detach() for p in model.parameters()], before)
+        model.zero_grad()
+
+
+def test_looksam_gives_an_unfrozen_layer_no_direction_before_its_first_step_of_sam():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(False)
+    method = sharp(model, variant="looksam")
+    method.backward(lambda: model(X.double()).square().mean())
+    model.requires_grad_(True)
+    expected = clean_gradient(model, lambda: model(X.double()).square().mean())
+    model.zero_grad()
+    method.backward(lambda: model(X.double()).square().mean())
+    size = sum(p.numel() for p in model[0].parameters())
+    assert_bitwise(left(model)[:size], expected[:size])
+    assert not torch.equal(left(model)[size:], expected[size:])
