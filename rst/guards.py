@@ -43,23 +43,34 @@ class Parts:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._walked_at = -1
+        self._modules: list[nn.Module] = []
+        self._classes: list[type] = []
 
     def look(self) -> bool:
-        """Walk the model if any module has got a new part since the last walk; whether that was so."""
-        if self._walked_at == _registrations:
+        """Walk the model if since the last walk any module has got a new part, or `fully_shard` gave one its class.
+
+        Returns whether that was so.
+        """
+        if self._walked_at == _registrations and self._classes == [type(module) for module in self._modules]:
             return False
+        self._walk()
+        return True
+
+    def _walk(self) -> None:
         self._walked_at = _registrations
-        modules = list(self.model.modules())
+        self._modules = modules = list(self.model.modules())
+        self._classes = [type(module) for module in modules]
+        self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
+        for module in self.sharded:
+            module.reshard()  # Else its parameters may be those that were gathered for a pass.
         self.parameters = [(plain_name(name), p) for name, p in self.model.named_parameters()]
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
-        self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
             for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        return True
 
     @contextmanager
     def gradient_sync(self, enabled: bool) -> Iterator[None]:
@@ -103,7 +114,8 @@ class Parts:
 
     def bystanders(self) -> list[tuple[Tensor, bool]]:
         """Frozen parameters and buffers; with each, whether kernels may write to it without a new version."""
-        self.look()
+        if self._walked_at != _registrations:
+            self._walk()
         frozen: list[tuple[Tensor, bool]] = [(p, False) for _, p in self.parameters if not p.requires_grad]
         return frozen + [(buffers[name], uncounted) for buffers, name, uncounted in self._buffers]  # type: ignore[misc]
 

@@ -324,10 +324,10 @@ class RST:
 
     def _look(self) -> None:
         if self._weights.look():
-            may_be_sharp = not self._gate.known or self._gate.mean > 0
-            check_wrappers(self.model, self._weights.is_sharded, may_be_sharp and not self.sync_perturbation)
             if self._weights.is_sharded and self.variant.needs_whole_parameters:
                 raise ValueError(f"{type(self.variant).__name__} needs whole parameters: use DistributedDataParallel.")
+            may_be_sharp = not self._gate.known or self._gate.mean > 0
+            check_wrappers(self.model, self._weights.is_sharded, may_be_sharp and not self.sync_perturbation)
 
     def _count(self, forward: float, backward: float) -> None:
         self.forward_passes += forward
