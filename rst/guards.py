@@ -76,11 +76,13 @@ class Parts:
     def gradient_sync(self, enabled: bool) -> Iterator[None]:
         """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
 
-        DDP decides this in the forward pass, so that forward and backward must both run inside.
+        DDP decides this in the forward pass, so that forward and backward must both run inside. With a static graph its
+        first pass must average, so that all do: the average of a sum that has been averaged already is the same.
         """
         with ExitStack() as stack:
-            for wrapper in self.wrappers if not enabled else ():
-                stack.enter_context(wrapper.no_sync())
+            for wrapper in self.wrappers:
+                if not (enabled or wrapper.static_graph):
+                    stack.enter_context(wrapper.no_sync())
             yield
 
     def average_gradients(self) -> None:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_module, distribute_tensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 import rst
@@ -54,11 +55,16 @@ def shard(model: nn.Module, layout: str = "2", **options: Any) -> nn.Module:
     return fully_shard(model, mesh=mesh_of(layout), **options)
 
 
-def full(model: nn.Module) -> Tensor:
-    """All weights of a sharded or whole model as one vector."""
+def reshard(model: nn.Module) -> None:
+    """Put the shards back into the place of parameters that are still gathered."""
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()
+
+
+def full(model: nn.Module) -> Tensor:
+    """All weights of a sharded or whole model as one vector."""
+    reshard(model)
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return torch.cat([p.detach().flatten() for p in whole]).clone()
 
@@ -102,6 +108,11 @@ CASES: dict[str, dict[str, Any]] = {
     "micro-batches, c=2": {"micro_batches": 2, "c": 2.0},
     "micro-batches, friendly": {"micro_batches": 2, "c": 2.0, "variant": "friendly"},
     "micro-batches, RST": {"micro_batches": 2, "schedule": SOMETIMES},
+    "micro-batches, reduced at the end of plain steps": {
+        "micro_batches": 2,
+        "schedule": schedules.never(),
+        "reduce_last": True,
+    },
     "clipped": {"c": 2.0, "clip": 0.05},
     "frozen layer": {"c": 2.0, "frozen": True},
     "a mesh of one rank": {"c": 2.0, "layout": "whole"},
@@ -129,6 +140,7 @@ class Training:
         frozen: bool = False,
         when: str = "after",
         reshard_after_backward: bool = True,
+        reduce_last: bool = False,
         error_at: int | None = None,
         variant: str = "sam",
         only: Callable[[str, Tensor], bool] | None = None,
@@ -152,6 +164,7 @@ class Training:
             self.method = make()
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.layout, self.micro_batches, self.clip, self.error_at = layout, micro_batches, clip, error_at
+        self.reduce_last = reduce_last and layout is not None
         self.weights: list[Tensor] = []
         self.restored: list[bool] = []
 
@@ -164,9 +177,11 @@ class Training:
                 x, y = batch(10 * self.method.t + index)
                 if self.layout not in (None, "whole"):
                     x, y = x.chunk(RANKS)[rank], y.chunk(RANKS)[rank]
+                if self.reduce_last:
+                    self.model.set_requires_gradient_sync(index == self.micro_batches - 1)
                 for weight in self.method.passes(index == self.micro_batches - 1, 1 / self.micro_batches):
                     (weight * loss_on(self.model, x, y)).backward()
-            self.full_weights = full(self.model)
+            reshard(self.model)
             self.restored.append(all(map(torch.equal, before, local(self.model))))
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -204,8 +219,8 @@ def run_case(rank: int, **case: Any) -> dict:
 # What else a rank does ------------------------------------------------------------------------------------------------
 
 
-def run_esam(rank: int) -> list[Tensor]:
-    """The gradient and the cost of a step of ESAM, which chooses rows on each rank by itself."""
+def run_esam(rank: int) -> Tensor:
+    """The gradient of a step of ESAM, which chooses rows on each rank by itself."""
     model = shard(network())
     method = rst.RST(model, RHO, ALWAYS, 2.0, STEPS, SEED, variant=ESAM(0.6, 0.5), sync_perturbation=True)
     method.backward(device_of_rank(model, rank))
@@ -352,6 +367,14 @@ def run_refusals(rank: int) -> dict[str, str]:
             out = model[0](torch.randn(2, 6, 6).double()).full_tensor()
             (weight * model[1](out).square().mean()).backward()
 
+    def offloaded() -> None:
+        """A weight on the CPU in a mesh of accelerators is what `CPUOffloadPolicy` makes."""
+        model, weight = network(), torch.ones(4).double()
+        mesh = DeviceMesh("cuda", list(range(RANKS)), _init_backend=False)
+        layout = DTensorSpec(mesh, (Replicate(),), TensorMeta(weight.shape, weight.stride(), weight.dtype))
+        model[5].bias = nn.Parameter(DTensor(weight, layout, requires_grad=False))
+        make(model)
+
     sharded = shard(network())
     cases = {
         "local": lambda: make(sharded, synced=False),
@@ -365,6 +388,7 @@ def run_refusals(rank: int) -> dict[str, str]:
             FullyShardedDataParallel(network(), device_id=torch.device("cpu")), synced=False
         ),
         "unreduced": unreduced,
+        "offloaded": offloaded,
         "partial parameter": partial_parameter,
         "partial gradient": partial_gradient,
     }
@@ -482,6 +506,7 @@ REFUSALS = {
     "ssam_d": "ValueError: SSAMD needs whole parameters",
     "FullyShardedDataParallel": "shard the model with fully_shard",
     "unreduced": "leave set_requires_gradient_sync alone",
+    "offloaded": "leave out CPUOffloadPolicy",
     "partial parameter": "parameter 5.bias is a partial sum",
     "partial gradient": "unlike the parameter",
 }
