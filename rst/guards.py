@@ -52,22 +52,31 @@ class Parts:
             )
         self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
+        self._modules: list[nn.Module] = []
+        self._classes: list[type] = []
         self._copies: dict[int, Tensor] = {}
 
     def look(self) -> bool:
-        """Walk the model if any module has got a new part since the last walk; whether that was so.
+        """Walk the model if since the last walk any module has got a new part, or `fully_shard` gave one its class.
 
-        Raises ValueError where the wrapper of the model does not go with sharp steps: see `check_wrappers`.
+        Returns whether that was so. Raises ValueError where a wrapper does not go with sharp steps: `check_wrappers`.
         """
-        if self._walked_at == _registrations:
+        if self._walked_at == _registrations and self._classes == [type(module) for module in self._modules]:
             return False
+        self._walk()
+        return True
+
+    def _walk(self) -> None:
         self._walked_at = _registrations
         self._copies.clear()
-        modules = list(self.model.modules())
+        self._modules = modules = list(self.model.modules())
+        self._classes = [type(module) for module in modules]
+        self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
+        for module in self.sharded:
+            module.reshard()  # Else its parameters may be those that were gathered for a pass.
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
         prefixes = [name for name, module in self.model.named_modules() if module in self.wrappers]
         self.parameters = [(plain_name(name, prefixes), p) for name, p in self.model.named_parameters()]
-        self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
             for module in modules
@@ -75,17 +84,18 @@ class Parts:
             if buffer is not None
         ]
         check_wrappers(modules, self._own_gradient)
-        return True
 
     @contextmanager
     def gradient_sync(self, enabled: bool) -> Iterator[None]:
         """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
 
-        DDP decides this in the forward pass, so that forward and backward must both run inside.
+        DDP decides this in the forward pass, so that forward and backward must both run inside. With a static graph its
+        first pass must average, so that all do: the average of a sum that has been averaged already is the same.
         """
         with ExitStack() as stack:
-            for wrapper in self.wrappers if not enabled else ():
-                stack.enter_context(wrapper.no_sync())
+            for wrapper in self.wrappers:
+                if not (enabled or wrapper.static_graph):
+                    stack.enter_context(wrapper.no_sync())
             yield
 
     def average_gradients(self) -> None:
@@ -119,7 +129,8 @@ class Parts:
 
     def bystanders(self) -> list[tuple[Tensor, bool]]:
         """Frozen parameters and buffers; with each, whether kernels may write to it without a new version."""
-        self.look()
+        if self._walked_at != _registrations:
+            self._walk()
         frozen: list[tuple[Tensor, bool]] = [(p, False) for _, p in self.parameters if not p.requires_grad]
         return frozen + [(buffers[name], uncounted) for buffers, name, uncounted in self._buffers]  # type: ignore[misc]
 

@@ -145,7 +145,7 @@ class Weights:
         if not indices:
             raise RuntimeError(
                 "the clean pass left no gradient: call (weight * loss).backward() in every pass, and zero_grad() only "
-                "after the last one."
+                "after the last one" + (", and leave set_requires_gradient_sync alone." if self.is_sharded else ".")
             )
         if any(gradient.layout is not torch.strided for gradient in gradients):
             raise RuntimeError(
@@ -287,7 +287,7 @@ def _groups(name: str, parameter: Any) -> tuple:
     mesh, placements = parameter.device_mesh, parameter.placements
     if any(placement.is_partial() for placement in placements):
         raise ValueError(f"parameter {name} is a partial sum on each rank, and has no norm: use fully_shard.")
-    if parameter.device.type != mesh.device_type:
+    if parameter.device.type == "cpu" != mesh.device_type:
         raise ValueError(f"parameter {name} is kept on the CPU: leave out CPUOffloadPolicy.")
     return tuple(
         mesh.get_group(i) for i, placement in enumerate(placements) if placement.is_shard() and mesh.size(i) > 1

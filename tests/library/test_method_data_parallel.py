@@ -56,6 +56,8 @@ UNUSUAL = {
     "no_sync by the user": {"synced": False, "no_sync": True},
     "static graph": {"synced": True, "static_graph": True},
     "static graph, views": {"synced": True, "static_graph": True, "views": True},
+    "static graph, closed gate": {"synced": True, "static_graph": True, "schedule": schedules.never()},
+    "static graph, half open gate": {"synced": True, "static_graph": True, "schedule": schedules.constant(0.5)},
     "unused parameters": {"synced": False, "find_unused_parameters": True},
     "unused parameters, synced": {"synced": True, "find_unused_parameters": True},
 }
