@@ -209,7 +209,7 @@ class RST:
         self._weights.look()
         factor: Weight = in_unit_interval("share", share)
         if scaler is not None and scaler.is_enabled():
-            factor = scaler.scale(torch.tensor(factor, device=self._weights.device))
+            factor = scaler.scale(torch.full((), share, device=self._weights.device))
         sharp = self._is_sharp if self._micro_batch else self.sharp
         passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor, observe))
         # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.

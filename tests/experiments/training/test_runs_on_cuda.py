@@ -1,16 +1,23 @@
 """Runs on a CUDA device: every precision learns, and a run that is stopped ends as one that never was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from stopped_runs import assert_same_outcome, in_sessions
+from stopped_runs import assert_same_outcome, in_sessions, whole_checkpoints
 
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _whole() -> Iterator[None]:
+    with whole_checkpoints():
+        yield
+
 
 Config = Callable[..., RunSpec]
 
