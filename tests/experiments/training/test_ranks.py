@@ -38,7 +38,7 @@ def train_in_double(spec: RunSpec) -> Record:
 
 def trained(config: Callable[..., RunSpec], folder: Path, devices: int, *more: str) -> Record:
     """The record of a run on so many ranks."""
-    spec = config(*more, f"devices={devices}", f"paths.runs={folder / str(devices)}")
+    spec = config(*more, "keep_network=true", f"devices={devices}", f"paths.runs={folder / str(devices)}")
     record = on_ranks(train_in_double, *[(spec,)] * devices)[0] if devices > 1 else train_in_double(spec)
     assert isinstance(record, Record), record
     return record
