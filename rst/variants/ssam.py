@@ -44,11 +44,11 @@ class SSAM(Variant):
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
         """Turn g into ρ m ⊙ g / ‖g‖."""
         radius = rho / (gradient.norm() + EPSILON)
-        masked = [name in self.mask for name in gradient.names]
-        torch._foreach_mul_(
-            [piece for piece, has_mask in zip(gradient, masked, strict=True) if has_mask],
-            [self.mask[name] for name, has_mask in zip(gradient.names, masked, strict=True) if has_mask],
-        )
+        named = zip(gradient.names, gradient, strict=True)
+        masked = [(piece, self.mask[name]) for name, piece in named if name in self.mask]
+        if masked:
+            pieces, masks = zip(*masked, strict=True)
+            torch._foreach_mul_(pieces, masks)
         torch._foreach_mul_(gradient, radius)
 
     @property

@@ -95,13 +95,6 @@ def test_the_passes_of_a_micro_batch_draw_the_same_dropout_masks_and_the_next_on
         assert not torch.equal(masks[i], masks[i - 2])
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), None])
-def test_a_share_outside_the_unit_interval_is_refused(share):
-    method = rst.RST(perceptron(), RHO, ALWAYS)
-    with pytest.raises(ValueError, match=r"share must be a number in \[0, 1\], got"):
-        method.passes(share=share)
-
-
 # Against hand-written devices -----------------------------------------------------------------------------------------
 
 SCHEMES = {

@@ -182,6 +182,33 @@ def test_a_layer_may_be_unfrozen_and_frozen_during_training(name):
         model.zero_grad()
 
 
+@pytest.mark.parametrize("name", ["ssam_f", "ssam_d"])
+def test_a_layer_that_is_unfrozen_is_perturbed_as_a_whole_until_the_next_mask(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(False)
+    method, unmoved = sharp(model, variant=VARIANTS[name](), total_steps=9), []
+
+    def losses(rows=slice(None)) -> Tensor:
+        unmoved.append(model[0].weight.detach().clone())
+        return model(X.double()[rows]).square().mean(1)
+
+    for t in range(5):
+        if t == 1:
+            model.requires_grad_(True)
+        unmoved.clear()
+        method.backward(losses)
+        moved = (unmoved[-1] != unmoved[0]).sum().item()
+        mask = method.variant.state_dict()["mask"]
+        if t == 0:
+            assert moved == 0
+        elif t < 3:
+            assert moved == 16
+            assert "0.weight" not in mask
+    assert "0.weight" in mask
+    assert moved == mask["0.weight"].sum() < 16
+
+
 def test_looksam_gives_an_unfrozen_layer_no_direction_before_its_first_step_of_sam():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
