@@ -38,7 +38,12 @@ class SSAM(Variant):
         self.due = 0
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Remember the parameters and t, which decide whether and how a mask is made later in the step."""
+        """Remember the parameters and t, which decide whether and how a mask is made later in the step.
+
+        Raises ValueError for complex parameters, which have no order by size.
+        """
+        if any(p.is_complex() for p in parameters.values()):
+            raise ValueError(f"{type(self).__name__} needs real weights: leave complex ones out with only=.")
         self.parameters, self.t = parameters, t
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
