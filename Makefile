@@ -3,14 +3,19 @@ SCALE ?= paper
 DATA ?=
 WORKERS ?=
 YES ?=
+PARTS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 MAKEFLAGS += --no-builtin-rules
 
 # A variable in small letters would have no effect, and a small scale that is asked for so would be the paper's.
 given = $(findstring command,$(origin $(1)))
-$(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
+$(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES parts:PARTS,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
 	$(error write $(lastword $(subst :, ,$(name)))= in capital letters, as in make table03 SCALE=smoke)))
+
+# Here and not in the recipe, so that it is said before anything is installed.
+$(if $(filter demo,$(MAKECMDGOALS)),$(if $(filter-out paper,$(SCALE))$(DATA),\
+	$(error the demo has one scale and its own images: leave SCALE and DATA out)))
 
 SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data="$(DATA)"')
 SWEEP = $(BIN)/python scripts/sweep.py --report $(if $(WORKERS),--workers $(WORKERS)) $(if $(YES),--yes)
@@ -31,7 +36,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## SGD, SAM, RST and G-RST on handwritten digits with wrong labels: table and figure in minutes
-	$(if $(filter-out paper,$(SCALE))$(DATA),$(error the demo has one scale and its own images: leave SCALE and DATA out))
 	@$(SWEEP) demo
 
 $(filter table%,$(NAMES)): table%: $(READY) FORCE  ## A table of the paper, as in make table03 SCALE=smoke: train the runs that are missing, then write it
@@ -66,8 +70,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## Cost of a sharp step and of the variants, time over p, speed of the loader; also as results/bench.json
-	$(BIN)/python scripts/bench.py
+bench: $(READY)  ## What the method, the loader and whole runs cost beside what people use; PARTS="vectors loader" for some
+	@$(BIN)/python scripts/bench.py $(PARTS)
 
 FORCE:
 

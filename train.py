@@ -9,11 +9,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -29,6 +27,9 @@ FIRST = not is_rank() or os.environ["RANK"] == "0"
 """Of the ranks that torchrun starts, this one prints the result."""
 FIRST_OF_HOST = not is_rank() or os.environ["LOCAL_RANK"] == "0"
 """Of the ranks of one host, this one says what is wrong with the command."""
+
+HELP = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
+"""Options that print something and train nothing."""
 
 failures: list[str] = []
 warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
@@ -70,14 +71,13 @@ def task_overrides() -> list[str]:
 
 def result(spec: RunSpec) -> str:
     """Do what the spec asks for; the line that says what came out, and where it is."""
-    from rst.experiments.runs.record import open_record
     from rst.experiments.training import Interrupted, score, train  # Bad input is answered before libraries load.
 
     if spec.evaluate is not None:
         scores = score(spec, task_overrides())
         units = {name: " %" if name.endswith("error") else "" for name in scores}
         return f"{spec.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
-    known = "" if spec.force or not open_record(spec).done else " was done before, and force=true trains it anew"
+    known = what_is_known(spec)
     if FIRST and not known:
         advise(spec)
     try:
@@ -92,22 +92,24 @@ def result(spec: RunSpec) -> str:
     swept = " ".join(task_overrides()) + " -> " if in_sweep() else ""
     where = [f"scale={spec.scale}"] * (spec.scale != "paper") + [f"digits as {spec.dataset.name}"] * spec.stands_in
     what = f" ({', '.join(where)})" if where else ""
+    expected = summary["extra_propagations_expected"]
+    of_gate = "" if expected is None else f" (expected {expected:.3f})"
     return (
         f"{swept}{record.id}{known}{what}: test error {summary['test_error']:.2f} % after {summary['epochs']} epochs "
         f"and {summary['train_seconds']:.1f} s of training, {summary['extra_propagations_realised']:.3f} extra passes "
-        f"a step (expected {summary['extra_propagations_expected']:.3f}). Record: {record.folder}"
+        f"a step{of_gate}. Record: {record.folder}"
     )
 
 
-@contextmanager
-def without_hydra() -> Iterator[None]:
-    """Inside, other configs than that of this command can be composed, which Hydra refuses in its own main function."""
-    own = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = own
+def what_is_known(spec: RunSpec) -> str:
+    """What to say of a run that is done already; nothing of one that is to be trained."""
+    from rst.experiments.runs.record import open_record
+
+    record = open_record(spec)
+    if spec.force or not record.done:
+        return ""
+    lacks = spec.measure_sharpness and "lambda_max" not in record.summary
+    return f" was done before{' without measure_sharpness' * lacks}, and force=true trains it anew"
 
 
 def advise(spec: RunSpec) -> None:
@@ -118,8 +120,7 @@ def advise(spec: RunSpec) -> None:
 
     if spec.scale != "paper" or torch_device(spec.device).type != "cpu":
         return
-    with without_hydra():
-        found = speed(spec)
+    found = speed(spec)
     hours = spec.expected_passes * found.seconds / 3600 if found else 0.0
     if found and hours > 0.1:
         RunData(spec, torch_device("cpu"))  # Where images are missing, that is the one thing to say.
@@ -131,10 +132,23 @@ def advise(spec: RunSpec) -> None:
         )
 
 
+def no_option(words: Sequence[str]) -> str:
+    """The sentence that answers a word which is meant as an option of this command, and is none; empty without one."""
+    known = (*HELP, "--version", "--resolve", "--package", "--run", "--multirun", "--shell-completion")
+    known += ("--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            return f"{option} is no option: write keys without dashes, as in recipe.epochs=10 (--cfg job: all)."
+    return ""
+
+
 if __name__ == "__main__":
-    if {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"} & {*sys.argv} and hasattr(signal, "SIGPIPE"):
+    if {*HELP} & {*sys.argv} and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # So that `train.py --help | head` ends without a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if complaint := no_option(sys.argv[1:]):
+        sys.exit(f"train.py: {complaint}")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from rst.ranks import sum_over_ranks
+from rst.ranks import check_wrappers, is_fully_sharded, sum_over_ranks
 
 RngStates = list[tuple[torch.device, Tensor]]
 """States of random number generators, each with the device of its generator."""
@@ -38,44 +38,64 @@ class Parts:
     """A model's parameters, buffers and wrappers, from a walk that is repeated only after some module gets a new part.
 
     On a network of many small tensors a walk takes longer than the perturbation itself.
+
+    Args:
+        model: the module that the loop calls.
+        own_gradient: whether sharp steps perturb each rank along its own gradient.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, own_gradient: bool) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"model must be the module that the loop calls, got {type(model).__name__}: write RST(model, ...), "
                 "without .parameters()."
             )
-        self.model = model
+        self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
+        self._modules: list[nn.Module] = []
+        self._classes: list[type] = []
+        self._copies: dict[int, Tensor] = {}
 
     def look(self) -> bool:
-        """Walk the model if any module has got a new part since the last walk; whether that was so."""
-        if self._walked_at == _registrations:
+        """Walk the model if since the last walk any module has got a new part, or `fully_shard` gave one its class.
+
+        Returns whether that was so. Raises ValueError where a wrapper does not go with sharp steps: `check_wrappers`.
+        """
+        if self._walked_at == _registrations and self._classes == [type(module) for module in self._modules]:
             return False
+        self._walk()
+        return True
+
+    def _walk(self) -> None:
         self._walked_at = _registrations
-        modules = list(self.model.modules())
+        self._copies.clear()
+        self._modules = modules = list(self.model.modules())
+        self._classes = [type(module) for module in modules]
+        self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
+        for module in self.sharded:
+            module.reshard()  # Else its parameters may be those that were gathered for a pass.
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
         prefixes = [name for name, module in self.model.named_modules() if module in self.wrappers]
         self.parameters = [(plain_name(name, prefixes), p) for name, p in self.model.named_parameters()]
-        self.sharded: list[Any] = [m for m in modules if "FSDPModule" in {base.__name__ for base in type(m).__mro__}]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
             for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        return True
+        check_wrappers(modules, self._own_gradient)
 
     @contextmanager
     def gradient_sync(self, enabled: bool) -> Iterator[None]:
         """With ``enabled=False``, `DistributedDataParallel` averages no gradient of a pass that runs inside.
 
-        DDP decides this in the forward pass, so that forward and backward must both run inside.
+        DDP decides this in the forward pass, so that forward and backward must both run inside. With a static graph its
+        first pass must average, so that all do: the average of a sum that has been averaged already is the same.
         """
         with ExitStack() as stack:
-            for wrapper in self.wrappers if not enabled else ():
-                stack.enter_context(wrapper.no_sync())
+            for wrapper in self.wrappers:
+                if not (enabled or wrapper.static_graph):
+                    stack.enter_context(wrapper.no_sync())
             yield
 
     def average_gradients(self) -> None:
@@ -109,13 +129,31 @@ class Parts:
 
     def bystanders(self) -> list[tuple[Tensor, bool]]:
         """Frozen parameters and buffers; with each, whether kernels may write to it without a new version."""
-        self.look()
+        if self._walked_at != _registrations:
+            self._walk()
         frozen: list[tuple[Tensor, bool]] = [(p, False) for _, p in self.parameters if not p.requires_grad]
         return frozen + [(buffers[name], uncounted) for buffers, name, uncounted in self._buffers]  # type: ignore[misc]
+
+    def copies(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Copies of tensors of the model, in buffers that are made at the first copy of each."""
+        for tensor in tensors:
+            copy = self._copies.get(id(tensor))
+            if copy is None or (copy.dtype, copy.shape, copy.device) != (tensor.dtype, tensor.shape, tensor.device):
+                self._copies[id(tensor)] = torch.empty_like(tensor)
+        copies = [self._copies[id(tensor)] for tensor in tensors]
+        copy_by_type(copies, tensors)
+        return copies
 
     def bindings(self) -> list[tuple[dict[str, Tensor | None], str, Tensor | None]]:
         """Which tensor each buffer's name stands for: the module's dictionary, the name and the tensor."""
         return [(buffers, name, buffers[name]) for buffers, name, _ in self._buffers]
+
+
+def copy_by_type(to: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each value to a tensor of its type and shape, in one operation for each type."""
+    for dtype in {tensor.dtype for tensor in to}:
+        of_type = [i for i, tensor in enumerate(to) if tensor.dtype == dtype]
+        torch._foreach_copy_([to[i] for i in of_type], [values[i] for i in of_type])
 
 
 def plain_name(name: str, wrappers: Iterable[str]) -> str:
@@ -159,7 +197,7 @@ class Bystanders:
             else:
                 still.append((tensor, stamp))
         bindings = self._parts.bindings()
-        values = torch._foreach_clone(moving) if moving else []
+        values = self._parts.copies(moving)
         places = [(t.untyped_storage(), t.storage_offset(), t.size(), t.stride(), t.data_ptr()) for t in moving]
         try:
             yield
@@ -169,13 +207,25 @@ class Bystanders:
             for tensor, (storage, offset, size, stride, address) in zip(moving, places, strict=True):
                 if tensor.data_ptr() != address:  # The body has given it another storage.
                     tensor.set_(storage, offset, size, stride)
-            if moving:
-                torch._foreach_copy_(moving, list(values))
+            copy_by_type(moving, values)
         if any(_stamp(tensor) != stamp for tensor, stamp in still):
             raise RuntimeError(
                 "a buffer or frozen parameter changed in the perturbed pass but not in the clean pass, so that its "
                 "value from before is lost: let every forward pass change the same buffers."
             )
+
+
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer of the model has its value from before."""
+    kept = [(buffer, _stamp(buffer), buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, stamp, value in kept:
+                if _is_written_uncounted(buffer) or _stamp(buffer) != stamp:
+                    buffer.copy_(value)
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int]:

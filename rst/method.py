@@ -27,29 +27,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils._pytree import tree_map_only
 
 from rst import guards
 from rst.checks import in_unit_interval, non_negative
 from rst.gate import ScheduleLike, make_gate
 from rst.perturbation import EPSILON, Only, Vector, Weights
-from rst.ranks import check_wrappers
-from rst.variants import Variant, variant_of
+from rst.schedules import AESAM
+from rst.variants import Closure, Variant, variant_of
 
-Passes = Generator[float | Tensor, None, None]
-SharpPasses = Generator[float | Tensor, None, bool]
+Weight = float | Tensor
+Passes = Generator[Weight, None, None]
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch's place in its step, whether it is the last, its share of the step, share times loss scale, and
-    what a sharp step does with it between its passes.
-    """
+    """A micro-batch of a step; ``factor`` is share times loss scale, ``observe`` calls `Variant.observe`."""
 
     number: int
     last: bool
     share: float
-    factor: float | Tensor
-    observe: Callable[[], None] | None
+    factor: Weight
+    observe: Callable[[], None]
 
 
 class RST:
@@ -61,20 +60,19 @@ class RST:
         optimizer.step(); optimizer.zero_grad()
 
     Args:
-        model: the module that the loop calls: with several ranks, the `DistributedDataParallel` wrapper, or the module
-            that ``fully_shard`` has sharded.
+        model: the module that the loop calls: with several ranks, wrapped in `DistributedDataParallel` or sharded by
+            ``fully_shard``.
         rho: radius ρ >= 0 of the perturbation: its 2-norm over all perturbed parameters together, in units of the
             weights. Or a callable (t, total_steps) -> ρ.
-        schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1].
+        schedule: p(t), from `rst.schedules`, or any callable (t, total_steps) -> p in [0, 1]; or
+            `rst.schedules.ae_sam`, whose gate decides after the clean pass (of a step's first micro-batch).
         gamma_ratio: c = γ/ρ >= 0 (eq. 7). "auto" is 1 / (mean of p(t)): with a constant p, the expected gradient of
             every step is then that of SAM (eq. 6 and 8); with a p that changes, p(t) c is 1 in the mean over t only.
         total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
         seed: of the gate. X_t is a function of (seed, t) and p(t) alone, and so the same on every rank.
-        variant: how a sharp step finds its gradient: a name of `rst.variants.NAMES`, or an instance of
-            `rst.variants.Variant`.
-        only: (name, parameter) -> whether the parameter is perturbed, for example
-            ``lambda name, p: p.dim() == 1``. The norm is that of their gradient, and only they are saved. By default
-            all trainable parameters are perturbed.
+        variant: how a sharp step finds its gradient: a name of `rst.variants.NAMES`, or a `rst.variants.Variant`.
+        only: (name, parameter) -> whether the parameter is perturbed; ‖g‖ is that of the perturbed ones together. By
+            default all trainable parameters are.
         sync_perturbation: with several ranks, perturb along the gradient averaged over the ranks, which takes one more
             all-reduce for each clean pass. By default each rank follows its own gradient. Not for GSAM and LookSAM;
             needed with ``fully_shard``, where gradients arrive averaged.
@@ -93,7 +91,7 @@ class RST:
         self,
         model: nn.Module,
         rho: float | Callable[[int, int | None], float],
-        schedule: ScheduleLike,
+        schedule: ScheduleLike | AESAM,
         gamma_ratio: float | str = 1.0,
         total_steps: int | None = None,
         seed: int = 0,
@@ -104,24 +102,21 @@ class RST:
     ) -> None:
         self.model = model
         self.rho = rho if callable(rho) else non_negative("rho", rho)
-        self.schedule = schedule
-        self.total_steps = total_steps
+        self.schedule, self.total_steps, self.seed = schedule, total_steps, seed
         self.variant = variant_of(variant)
-        self.sync_perturbation = sync_perturbation
-        self.normalise_clean = normalise_clean
-        self.seed = seed
-        self.t = self.sharp_steps = 0
-        self.forward_passes = self.backward_passes = self._plain_passes = 0.0
-        self._micro_batch = 0  # how many micro-batches of step t are done
-        self._is_sharp = False  # whether those were sharp
-        self._open: weakref.ref[Passes] | None = None
-        self._gate = make_gate(schedule, total_steps, seed)
-        self._parts = guards.Parts(model)
-        self._weights = Weights(self._parts, only)
         if sync_perturbation and self.variant.combine is not None:
             name = type(self.variant).__name__
             raise ValueError(f"sync_perturbation does not go with {name}, which mixes g and g_s: leave it out.")
-        self._look()
+        self.sync_perturbation, self.normalise_clean = sync_perturbation, normalise_clean
+        self.t = self.sharp_steps = 0
+        self.forward_passes = self.backward_passes = self._plain_passes = 0.0
+        self._micro_batch, self._is_sharp = 0, False  # how many of step t are done, and whether they were sharp
+        self._open: weakref.ref[Passes] | None = None
+        self._gate = make_gate(schedule, total_steps, seed)
+        may_be_sharp = not self._gate.known or self._gate.mean > 0
+        self._parts = guards.Parts(model, own_gradient=may_be_sharp and not sync_perturbation)
+        self._weights = Weights(self._parts, only, self.variant.needs_whole_parameters)
+        self._weights.look()
         if gamma_ratio == "auto":
             if self._gate.mean == 0:
                 raise ValueError(f"gamma_ratio 'auto' is 1 / (mean of p(t)), which is 0 for {schedule}: give a number.")
@@ -137,10 +132,7 @@ class RST:
 
     @property
     def sharp(self) -> bool | None:
-        """Whether step t is sharp, the one that the next `passes` runs; None where its clean pass will decide.
-
-        Raises ValueError from total_steps on.
-        """
+        """Whether step t, the next one, is sharp; None where its clean pass decides. ValueError from total_steps on."""
         return self._gate(self.t)
 
     @property
@@ -154,31 +146,30 @@ class RST:
         return self._gate.share(self.t) * self.variant.extra_passes
 
     @property
+    def propagations(self) -> float:
+        """The work so far, in passes over all images of a step; a backward propagation is two thirds of one."""
+        return (self.forward_passes + 2 * self.backward_passes) / 3
+
+    @property
     def realised_extra_propagations(self) -> float:
         """Δη as counted: the passes of the steps done, over those of as many plain steps, less 1; at first 0."""
-        done = (self.forward_passes + 2 * self.backward_passes) / 3
-        return done / self._plain_passes - 1 if self._plain_passes else 0.0
+        return self.propagations / self._plain_passes - 1 if self._plain_passes else 0.0
 
     # The step ---------------------------------------------------------------------------------------------------------
 
-    def passes(
-        self, advance: bool = True, share: float = 1.0, scaler: torch.amp.GradScaler | None = None
-    ) -> Iterator[float | Tensor]:
+    def passes(self, advance: bool = True, share: float = 1.0, scaler: GradScaler | None = None) -> Iterator[Weight]:
         """The passes of step t. Yields the weight of each one's loss: 1 in the clean pass, c in the perturbed pass.
 
-        The body runs the forward pass and ``(weight * loss).backward()``. It may loop over micro-batches that then
-        share one perturbation; it must not clear gradients, to which the perturbed pass adds. A gradient that was in
-        ``.grad`` before takes no part in the perturbation and is kept in the sum.
-
-        Afterwards, and also after an error, weights are θ again to the bit, and buffers, frozen parameters and random
-        number generators are as the clean pass left them. The perturbed pass repeats its dropout masks (not so ESAM).
+        The body runs the forward pass and ``(weight * loss).backward()``, and must not clear gradients. A gradient that
+        was in ``.grad`` before takes no part in the perturbation and is kept in the sum. Afterwards, and also after an
+        error, weights are θ to the bit, and buffers, frozen parameters and random number generators are as the clean
+        pass left them. The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
 
         Args:
-            advance: whether this is the last micro-batch of the step: t then advances, if no pass raised an error. Each
-                micro-batch has its own perturbation and adds to the same gradient, which DDP averages in the last one.
-            share: of this micro-batch in the step, in [0, 1]. It is a factor of the weights, so that the loss stays the
-                mean over the micro-batch.
-            scaler: the loss scaler. Its scale is then a factor of the weights, tensors, and the body does not call it.
+            advance: whether this is the last micro-batch of the step, after which t advances. Each micro-batch has its
+                own perturbation and adds to the same gradient, which DDP averages in the last one.
+            share: of this micro-batch in the step, in [0, 1]: a factor of the weights; the loss stays a plain mean.
+            scaler: the loss scaler: its scale is a factor of the weights, which are then tensors.
 
         Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;
         RuntimeError where the clean pass left no gradient, or the body cleared one.
@@ -188,14 +179,10 @@ class RST:
                 f"{type(self.variant).__name__} needs the loss of each sample: "
                 "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
             )
-        return self._start(advance, share, scaler)
+        return self._start(advance, share, scaler, observe=lambda: None)
 
     def backward(
-        self,
-        closure: Callable[..., Tensor],
-        advance: bool = True,
-        share: float = 1.0,
-        scaler: torch.amp.GradScaler | None = None,
+        self, closure: Closure, advance: bool = True, share: float = 1.0, scaler: GradScaler | None = None
     ) -> Tensor:
         """All `passes` of step t in one call. Returns the clean loss, without share and scale: a scalar, detached.
 
@@ -203,45 +190,24 @@ class RST:
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
         Raises as `passes` does, and ValueError where such a closure returns anything but [n].
         """
-        per_sample, clean = self.variant.needs_per_sample_loss, None
+        variant, clean = self.variant, torch.empty(0)
 
         def observe() -> None:
-            assert clean is not None
             with guards.evaluation_mode(self.model), self._bystanders.preserved():
-                cost = self.variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
+                cost = variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
             self._count(share * cost, share * cost)
 
-        for weight in self._start(advance, share, scaler, observe if per_sample else None):
-            loss = closure(self._rows(closure, clean, share)) if per_sample else closure()
-            if per_sample and loss.dim() != 1:
-                raise ValueError(
-                    f"{type(self.variant).__name__} needs the loss of each sample: the closure returned a tensor of "
-                    f"shape {list(loss.shape)}, not [n]; use reduction='none'."
-                )
-            (weight * loss.mean()).backward()
-            if clean is None:
-                clean = loss.detach()
-        assert clean is not None
+        for number, weight in enumerate(self._start(advance, share, scaler, observe)):
+            losses, forward, backward = variant.losses(closure, clean if number else None)
+            (weight * losses.mean()).backward()
+            self._count(share * (forward - 1), share * (backward - 1))  # Beyond the pass itself.
+            clean = clean if number else losses.detach()
         return clean.mean()
 
-    def _rows(self, closure: Callable[..., Tensor], clean: Tensor | None, share: float) -> object:
-        """Rows of the batch for the next pass: all in the clean one, then those that the variant selects."""
-        if clean is None:
-            return slice(None)
-        rows, forward, backward = self.variant.select(closure, clean)
-        self._count(share * (forward - 1), share * (backward - 1))
-        return rows
-
-    def _start(
-        self,
-        advance: bool,
-        share: float,
-        scaler: torch.amp.GradScaler | None,
-        observe: Callable[[], None] | None = None,
-    ) -> Passes:
+    def _start(self, advance: bool, share: float, scaler: GradScaler | None, observe: Callable[[], None]) -> Passes:
         self.restore()
-        self._look()
-        factor: float | Tensor = in_unit_interval("share", share)
+        self._weights.look()
+        factor: Weight = in_unit_interval("share", share)
         if scaler is not None and scaler.is_enabled():
             factor = scaler.scale(torch.tensor(factor, device=self._weights.device))
         sharp = self._is_sharp if self._micro_batch else self.sharp
@@ -263,7 +229,7 @@ class RST:
         self.sharp_steps += batch.last and sharp
         self.t += batch.last
 
-    def _sharp_passes(self, sharp: bool | None, batch: MicroBatch) -> SharpPasses:
+    def _sharp_passes(self, sharp: bool | None, batch: MicroBatch) -> Generator[Weight, None, bool]:
         """The passes of a sharp step, or of one whose clean pass decides that. Returns whether it was sharp."""
         weights, variant = self._weights, self.variant
         sync = self.sync_perturbation and variant.combine is None
@@ -279,7 +245,7 @@ class RST:
             if sharp is None:
                 square = (gradient.norm() / batch.factor).square()
                 sharp = self._gate.decide(self.t, self._parts.mean_over_ranks(square).item())
-            if sharp and batch.observe is not None:
+            if sharp and variant.needs_per_sample_loss:
                 with self._parts.gradient_sync(enabled=False):
                     batch.observe()
             if sharp and variant.combine is None:
@@ -332,17 +298,10 @@ class RST:
         with perturbation, self._bystanders.preserved(), guards.replayed_rng(self._random):
             yield
 
-    def _clean_weight(self, gradient: Vector, batch: MicroBatch) -> float | Tensor:
+    def _clean_weight(self, gradient: Vector, batch: MicroBatch) -> Weight:
         """The factor of g: 1 - c, or (1 - c) / ‖g‖ where the clean gradient is normalised."""
         weight = 1 - self.gamma_ratio
         return weight * batch.factor / (gradient.norm() + EPSILON) if self.normalise_clean and weight else weight
-
-    def _look(self) -> None:
-        if self._weights.look():
-            may_be_sharp = not self._gate.known or self._gate.mean > 0
-            check_wrappers(self.model, self._weights.is_sharded, may_be_sharp and not self.sync_perturbation)
-            if self._weights.is_sharded and self.variant.needs_whole_parameters:
-                raise ValueError(f"{type(self.variant).__name__} needs whole parameters: use DistributedDataParallel.")
 
     def _count(self, forward: float, backward: float) -> None:
         self.forward_passes += forward

@@ -74,15 +74,15 @@ class Weights:
     Args:
         parts: the model.
         only: which parameters are perturbed; None for all.
+        must_be_whole: whether parameters that are sharded over ranks are refused.
 
     Attributes:
         parameters: all trainable parameters, perturbed or not.
         device: theirs.
-        is_sharded: whether any is a `DTensor`.
     """
 
-    def __init__(self, parts: Parts, only: Only | None) -> None:
-        self._parts, self._only = parts, only
+    def __init__(self, parts: Parts, only: Only | None, must_be_whole: bool) -> None:
+        self._parts, self._only, self._must_be_whole = parts, only, must_be_whole
         self._flags: list[bool] | None = None
         self.parameters: list[Tensor] = []
         self.device = torch.device("cpu")
@@ -107,9 +107,11 @@ class Weights:
         self._is_perturbed = [self._only is None or bool(self._only(name, p)) for name, p in named]
         if named and not any(self._is_perturbed):
             raise ValueError("only(name, parameter) is false for every trainable parameter: it must be true for some.")
-        self.is_sharded = any(hasattr(p, "device_mesh") for p in self.parameters)
-        self._groups = [_groups(name, p) for name, p in named] if self.is_sharded else None
-        self._is_plain = not self.is_sharded and not any(p.is_complex() for p in self.parameters)
+        groups = [_groups(name, p) for name, p in named]
+        if self._must_be_whole and any(groups):
+            raise ValueError("the variant needs whole parameters, but they are sharded: use DistributedDataParallel.")
+        self._groups = groups if any(groups) else None
+        self._is_plain = not any(hasattr(p, "device_mesh") or p.is_complex() for p in self.parameters)
         self._saved: list[Tensor | None] = [None] * len(named)
         self._copies: list[Tensor | None] = [None] * len(named)
         return True
@@ -125,6 +127,9 @@ class Weights:
     def take_gradients(self) -> list[Tensor | None]:
         """What ``.grad`` holds. Afterwards it is None, so that autograd puts its own tensors there and adds nothing."""
         taken = [p.grad for p in self.parameters]
+        if any(wrapper.gradient_as_bucket_view for wrapper in self._parts.wrappers):
+            # DDP writes the next gradient that it averages to the memory of the last one.
+            taken = [None if gradient is None else gradient.clone() for gradient in taken]
         self.put_gradients([None] * len(taken))
         return taken
 
@@ -140,7 +145,7 @@ class Weights:
         if not indices:
             raise RuntimeError(
                 "the clean pass left no gradient: call (weight * loss).backward() in every pass, and zero_grad() only "
-                "after the last one."
+                "after the last one" + (", and leave set_requires_gradient_sync alone." if self.is_sharded else ".")
             )
         if any(gradient.layout is not torch.strided for gradient in gradients):
             raise RuntimeError(
@@ -282,7 +287,7 @@ def _groups(name: str, parameter: Any) -> tuple:
     mesh, placements = parameter.device_mesh, parameter.placements
     if any(placement.is_partial() for placement in placements):
         raise ValueError(f"parameter {name} is a partial sum on each rank, and has no norm: use fully_shard.")
-    if parameter.device.type != mesh.device_type:
+    if parameter.device.type == "cpu" != mesh.device_type:
         raise ValueError(f"parameter {name} is kept on the CPU: leave out CPUOffloadPolicy.")
     return tuple(
         mesh.get_group(i) for i, placement in enumerate(placements) if placement.is_shard() and mesh.size(i) > 1

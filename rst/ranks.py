@@ -28,18 +28,23 @@ def sum_over_ranks(tensors: Sequence[Tensor], group: Any = None) -> None:
         torch._foreach_copy_(same_type, [total.view_as(tensor) for total, tensor in zip(sums, same_type, strict=True)])
 
 
-def check_wrappers(model: nn.Module, is_sharded: bool, own_gradient: bool) -> None:
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``torch.distributed.fsdp.fully_shard`` has sharded the module."""
+    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+
+
+def check_wrappers(modules: Sequence[nn.Module], own_gradient: bool) -> None:
     """Refuse a wrapper of the model that does not go with sharp steps; warn where several ranks have none.
 
     Args:
-        model: the module that the loop calls.
-        is_sharded: whether its parameters are sharded by ``fully_shard``.
+        modules: all modules of the model.
         own_gradient: whether sharp steps perturb each rank along its own gradient.
 
     Raises ValueError with what to write instead.
     """
-    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+    wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+    is_sharded = any(is_fully_sharded(module) for module in modules)
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in modules):
         raise ValueError("FullyShardedDataParallel runs no second forward pass: shard the model with fully_shard.")
     if is_sharded and own_gradient:
         raise ValueError("with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True.")
@@ -52,5 +57,5 @@ def check_wrappers(model: nn.Module, is_sharded: bool, own_gradient: bool) -> No
         warnings.warn(
             f"there are {world_size()} ranks, but the model is not wrapped, so that nothing averages its gradients: "
             "give RST the DistributedDataParallel module.",
-            stacklevel=4,
+            stacklevel=5,  # The line that makes the `RST`.
         )

@@ -26,9 +26,14 @@ def main() -> int:
         print(f"prepare_data.py: {error}", file=sys.stderr)
         return 1
     sizes = f"{len(data.train):,} training and {len(data.splits['test']):,} test images"
-    where = data.source.root if isinstance(data.source, ImageFolders) else spec.paths.cache
-    print(f"{arguments.dataset}: {sizes}, digest {data.source.digest[:12]}. They are in {where}")
+    print(f"{arguments.dataset}: {sizes}, digest {data.source.digest[:12]}. They {_place(data)}")
     return 0
+
+
+def _place(data: RunData) -> str:
+    if data.spec.dataset.name == "digits":
+        return "come with scikit-learn."
+    return f"are in {data.source.root if isinstance(data.source, ImageFolders) else data.spec.paths.cache}"
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def assert_same_outcome(record: Record, expected: Record) -> None:
 def whole_checkpoints() -> Iterator[None]:
     """Inside, a run that ends keeps its whole last checkpoint, not the network alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "keep_network_only", lambda path: None)
+        patch.setattr(checkpoint, "cut", lambda path, keep_network: None)
         yield
 
 

@@ -39,6 +39,10 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
         (["table01", "workers=2"], "write WORKERS= in capital letters"),
         (["table01", "data=/data"], "write DATA= in capital letters"),
         (["table01", "yes=1"], "write YES= in capital letters"),
+        (["bench", "parts=loader"], "write PARTS= in capital letters"),
+        (["demo", "SCALE=smoke"], "the demo has one scale and its own images: leave SCALE and DATA out"),
+        (["demo", "SCALE=cpu"], "the demo has one scale and its own images: leave SCALE and DATA out"),
+        (["demo", "DATA=/data"], "the demo has one scale and its own images: leave SCALE and DATA out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -54,14 +58,6 @@ def test_a_wrong_command_is_answered_by_a_sentence_before_anything_is_installed(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("word", ["SCALE=smoke", "SCALE=cpu", "DATA=/data"])
-def test_the_demo_takes_neither_a_scale_nor_images(tmp_path: Path, word: str) -> None:
-    status, said = make(tmp_path, "demo", word, ready=True)
-    assert status != 0
-    assert "the demo has one scale and its own images: leave SCALE and DATA out" in said
-    assert len(said.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("words", "command"),
     [
@@ -73,6 +69,8 @@ def test_the_demo_takes_neither_a_scale_nor_images(tmp_path: Path, word: str) ->
             "scripts/sweep.py --report --workers 2 --yes tables scale=paper 'paths.data=\"/a b\"'",
         ),
         (["report", "SCALE=cpu"], "scripts/report.py --page scale=cpu"),
+        (["bench"], "scripts/bench.py"),
+        (["bench", "PARTS=steps loader"], "scripts/bench.py steps loader"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

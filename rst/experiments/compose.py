@@ -6,12 +6,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -55,6 +57,7 @@ def spec_of(composed: DictConfig, overrides: Sequence[str]) -> RunSpec:
     """The spec of a config that Hydra has composed from these overrides, with its interpolations resolved."""
     try:
         plain = {str(key): composed[key] for key in composed if key != "hydra"}
+        _refuse_half_choices(plain, overrides)
         for key, node in plain.items():
             if OmegaConf.is_config(node):
                 plain[key] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -74,6 +77,22 @@ def spec_of(composed: DictConfig, overrides: Sequence[str]) -> RunSpec:
     return spec
 
 
+def _refuse_half_choices(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse a name without the keys that belong to it, and a value in place of all keys of a group."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = "model" if key == "network" else key.removesuffix(".name")
+        if group != key and (CONFIGS / group).is_dir():
+            choices = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+            meant = value if value in choices else f"<one of {', '.join(choices)}>"
+            raise InputError(f"{override} changes a name, and not the keys that belong to it: write {group}={meant}.")
+    for group, field in RunSpec.model_fields.items():
+        if _is_part(field.annotation) and not OmegaConf.is_dict(plain.get(group, {})):
+            key = next(iter(field.annotation.model_fields), "<key>")
+            value = _written(plain[group])
+            raise InputError(f"{group}={value}: {group} is a group of keys: write {group}.{key}=<value>.")
+
+
 def validated(plain: Mapping[str, Any]) -> RunSpec:
     """The spec that has these values. Raises `InputError` with the first key that is wrong."""
     try:
@@ -90,7 +109,12 @@ def validated(plain: Mapping[str, Any]) -> RunSpec:
             fix = "write one of " + wrong["ctx"]["expected"].replace(" or ", ", ").replace("'", "").replace(
                 "None", "null"
             )
-        raise InputError(f"{key}={'null' if value is None else value}: {fix}.") from error
+        raise InputError(f"{key}={_written(value)}: {fix}.") from error
+
+
+def _written(value: Any) -> Any:
+    """The value as a command has it."""
+    return "null" if value is None else value
 
 
 def _with_digest(spec: RunSpec) -> RunSpec:
@@ -160,12 +184,24 @@ def builder_of(group: str, name: str) -> str:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _hydra():
         composed = compose_config("train", overrides=list(overrides), return_hydra_config=True)
     own: DictConfig = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     own.network = composed.hydra.runtime.choices.model
     OmegaConf.set_struct(own, True)
     return own
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra on `CONFIGS`, also within Hydra's own main function, where it refuses to be set up a second time."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _steps(epochs: int, *, _root_: DictConfig) -> int:
@@ -211,6 +247,8 @@ def sentence_of(error: Exception) -> str:
         key, _, path = error.override.partition("=")
         return f"""{error.override} has signs that Hydra reads only in quotes: write '{key}="{path}"'."""
     sentence = one_sentence(error)
+    if sentence.startswith("Config group override must be"):
+        return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
     return _unknown_key(unknown[1]) if unknown else sentence
 
@@ -226,7 +264,11 @@ def _unknown_key(key: str) -> str:
 def _keys(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The dotted names of all declared keys."""
     for name, field in part.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_part(field.annotation):
             yield from _keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def _is_part(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

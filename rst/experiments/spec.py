@@ -34,7 +34,7 @@ from rst.experiments.keys import (
     Wandb,
     wanted,
 )
-from rst.schedules import Schedule
+from rst.schedules import AESAM, Schedule
 from rst.variants import NAMES, Variant
 
 T = TypeVar("T")
@@ -75,8 +75,12 @@ class RunSpec(Part):
 
     force: Flag = False
     """Whether a run that is done, diverged or half done is trained anew; its record is kept under another name."""
+    keep_network: Flag = True
+    """Whether the network of a run that is done stays on the disk, to be scored; while it trains, all of it does."""
     evaluate: OptionalText
     evaluate_every: Count
+    measure_sharpness: Flag = False
+    """Whether the summary also has how sharp the minimum is: see `rst.experiments.training.flatness`."""
     paths: Paths
     wandb: Wandb
     slurm: Slurm
@@ -107,29 +111,47 @@ class RunSpec(Part):
         return self.recipe.perturbation_batch or self.recipe.batch_size
 
     @property
-    def p(self) -> Schedule:
-        """The schedule: p at every step, the probability that the step is sharp."""
+    def p(self) -> Schedule | AESAM:
+        """The schedule: p at every step, the probability that the step is sharp, or the rule of AE-SAM."""
         name = self.schedule.name
-        if name not in rst.schedules.__all__ or name in ("Schedule", "ae_sam"):
+        if name not in rst.schedules.__all__ or not name.islower():
             raise InputError(f"schedule.name={name} does not exist: write schedule=<a file of configs/schedule>.")
-        factory: Callable[..., Schedule] = getattr(rst.schedules, name)
+        factory: Callable[..., Schedule | AESAM] = getattr(rst.schedules, name)
         return _built("schedule", factory, self.schedule.options)
 
     @property
-    def mean_p(self) -> float:
-        """The mean of p(t) over the steps of the run."""
-        return self.p.mean(self.total_steps)
+    def mean_p(self) -> float | None:
+        """The mean of p(t) over the steps of the run; None where each step's clean pass decides whether it is sharp."""
+        p = self.p
+        return p.mean(self.total_steps) if isinstance(p, Schedule) else None
 
     @property
     def gamma_ratio(self) -> float:
         """c = γ/ρ, with "auto" resolved to 1 / mean of p(t)."""
         ratio = self.scheme.gamma_ratio
-        return 1 / self.mean_p if ratio == "auto" else ratio
+        if ratio != "auto":
+            return ratio
+        if self.mean_p is None:
+            raise InputError(
+                f"scheme.gamma_ratio=auto is 1 / mean of p(t), which schedule {self.p} does not know before the "
+                "training: write scheme.gamma_ratio=<a number>, or take scheme=rst, where it is 1."
+            )
+        return 1 / self.mean_p
 
     @property
     def expected_passes(self) -> float:
-        """T (1 + Δη): the expected work of the run, in forward-backward passes over a batch."""
-        return self.total_steps * (1 + self.mean_p * self.build_variant().extra_passes)
+        """T (1 + Δη): the expected work of the run, in forward-backward passes over a batch.
+
+        Where the clean pass decides, half of the steps are taken to be sharp: AE-SAM's authors report about as many.
+        """
+        share = 0.5 if self.mean_p is None else self.mean_p
+        return self.total_steps * (1 + share * self.build_variant().extra_passes)
+
+    @property
+    def depends_on_devices(self) -> bool:
+        """Whether a run on n devices is another run than that with n micro-batches on one device."""
+        decided_by_first_micro_batch = self.mean_p is None and self.recipe.batch_size > self.perturbation_batch
+        return self.build_variant().depends_on_devices or decided_by_first_micro_batch
 
     @property
     def stands_in(self) -> bool:
@@ -149,7 +171,7 @@ class RunSpec(Part):
     def _scheme_and_schedule_agree(self) -> "RunSpec":
         scheme, p = self.scheme, self.p
         needed = {"sgd": 0.0, "sam": 1.0, "gnr": 1.0}.get(scheme.name)
-        if needed is not None and not (p.time_invariant and p.mean() == needed):
+        if needed is not None and not (isinstance(p, Schedule) and p.time_invariant and p.mean() == needed):
             raise InputError(
                 f"scheme={scheme.name} means p = {needed:g} at every step, but the schedule is {p}: "
                 "leave the schedule out, or take scheme=rst or scheme=grst."
@@ -227,14 +249,7 @@ class RunSpec(Part):
                 "take another schedule, or scheme=sgd."
             )
         self.build_variant()
-        several = self.recipe.batch_size > self.perturbation_batch
-        mixes = self.scheme.normalise_clean and self.mean_p > 0 and self.gamma_ratio != 1
-        if mixes and (several or self.autocast == "float16"):
-            raise InputError(
-                "scheme.normalise_clean=true divides by the norm of one micro-batch's scaled gradient, which is wrong "
-                "with several micro-batches, several devices or a loss scale: write recipe.perturbation_batch=null, "
-                "devices=1 and another autocast than float16."
-            )
+        _ = self.gamma_ratio
         return self
 
 

@@ -4,18 +4,32 @@ from typing import Any
 
 from rst.variants.asam import ASAM
 from rst.variants.esam import ESAM
+from rst.variants.friendly import FriendlySAM
 from rst.variants.gsam import GSAM
 from rst.variants.looksam import LookSAM
 from rst.variants.ssam import SSAMD, SSAMF
-from rst.variants.variant import SAM, Variant
+from rst.variants.variant import SAM, Closure, Variant
 
-__all__ = ["ASAM", "ESAM", "GSAM", "SAM", "SSAMD", "SSAMF", "LookSAM", "Variant", "variant_of"]
+__all__ = [
+    "ASAM",
+    "ESAM",
+    "GSAM",
+    "SAM",
+    "SSAMD",
+    "SSAMF",
+    "Closure",
+    "FriendlySAM",
+    "LookSAM",
+    "Variant",
+    "variant_of",
+]
 
 NAMES: dict[str, type[Variant]] = {
     "sam": SAM,
     "asam": ASAM,
     "gsam": GSAM,
     "looksam": LookSAM,
+    "friendly": FriendlySAM,
     "esam": ESAM,
     "ssam_f": SSAMF,
     "ssam_d": SSAMD,

@@ -14,6 +14,8 @@ class GSAM(Variant):
         alpha: >= 0; with 0 this is SAM. The authors let ρ fall with the learning rate: give `rst.RST` a callable rho.
     """
 
+    needs_whole_parameters = True
+
     def __init__(self, alpha: float = 0.4) -> None:
         self.alpha = non_negative("alpha", alpha)
 

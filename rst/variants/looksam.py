@@ -22,6 +22,8 @@ class LookSAM(Variant):
         alpha: >= 0.
     """
 
+    needs_whole_parameters = True
+
     def __init__(self, k: int = 5, alpha: float = 0.7) -> None:
         self.k, self.alpha = positive_integer("k", k), non_negative("alpha", alpha)
         self.extra_passes = 1 / k

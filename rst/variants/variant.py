@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rst.perturbation import EPSILON, Vector
 
-Closure = Callable[[Any], Tensor]
-"""Takes an index of rows of the batch, runs the forward pass on them, and returns the loss of each: [n]."""
+Closure = Callable[..., Tensor]
+"""Runs the forward pass, on the rows of the batch whose index it is given, and returns the loss of each: [n]."""
 
 
 class Variant:
@@ -61,6 +61,25 @@ class Variant:
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Called once at the start of step t, before its passes, if it may be sharp, with all perturbed parameters."""
+
+    def losses(self, closure: Closure, clean_losses: Tensor | None) -> tuple[Tensor, float, float]:
+        """The losses of the next pass; ``clean_losses`` are those of the clean pass, None before it.
+
+        Returns them with what they cost, in forward and in backward propagations over the micro-batch. Raises
+        ValueError where the variant needs the loss of each sample, and the closure returns anything but [n].
+        """
+        if not self.needs_per_sample_loss:
+            return closure(), 1.0, 1.0
+        rows, forward, backward = (
+            (slice(None), 1.0, 1.0) if clean_losses is None else self.select(closure, clean_losses)
+        )
+        losses = closure(rows)
+        if losses.dim() != 1:
+            raise ValueError(
+                f"{type(self).__name__} needs the loss of each sample: the closure returned a tensor of shape "
+                f"{list(losses.shape)}, not [n]; use reduction='none'."
+            )
+        return losses, forward, backward
 
     def observe(self, closure: Closure, parameters: Mapping[str, Tensor], samples: int) -> float:
         """Called after the clean pass of ``samples`` samples, at θ and in evaluation mode, on a micro-batch.

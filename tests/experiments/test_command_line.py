@@ -122,6 +122,15 @@ def test_bad_input_is_answered_by_one_sentence_and_exit_status_1_and_nothing_is_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["--epochs", "10"], ["scheme=sam", "--epochs=10"]], ids=" ".join)
+def test_a_key_that_is_written_as_an_option_is_answered_by_how_to_write_it(tmp_path: Path, words: list[str]) -> None:
+    result = run(words, tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "train.py: --epochs is no option: write keys without dashes, as in recipe.epochs=10 (--cfg job: all).\n"
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- real data
 
 
@@ -151,6 +160,18 @@ def test_the_result_says_at_which_scale_on_which_images_and_whether_it_was_there
     assert second.stdout.startswith(f"{name} was done before, and force=true trains it anew {where}")
     assert anew.stdout.startswith(f"{name} {where}")
     assert (tmp_path / "runs" / f"{name}.old-1" / "summary.json").exists()
+
+
+def test_a_result_without_the_sharpness_that_a_command_asks_for_says_so(tmp_path: Path) -> None:
+    command = [*QUICK, "dataset.train_images=16", "recipe.batch_size=16", f"paths.runs={tmp_path / 'runs'}"]
+    asking, without = [*command, "measure_sharpness=true"], "was done before without measure_sharpness, and force=true"
+    assert "was done before" not in run(command, tmp_path).stdout
+    assert without in run(asking, tmp_path).stdout
+    anew = [*asking, "force=true"]
+    assert "was done before" not in run(anew, tmp_path).stdout
+    again = run(asking, tmp_path).stdout
+    assert "was done before, and force=true" in again
+    assert without not in again
 
 
 def test_each_result_of_a_sweep_names_its_overrides(tmp_path: Path) -> None:

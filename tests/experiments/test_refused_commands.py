@@ -56,6 +56,20 @@ REFUSED_AT_ONCE = [
     ("optimizer._target_=os.system", "optimizer._target_=os.system", "configs/optimizer/sgd.yaml", "optimizer=<"),
     ("+schedule._target_=os.system", "schedule._target_ is not an option of constant", "leave it out"),
     ("+model.foo={_target_:os.system}", "model.foo=", "os.system", "write a number, a text, true, false or a list"),
+    # names without the keys that belong to them
+    ("network=foo", "network=foo changes a name", "write model=<one of pyramidnet164, ", "wrn28_10>."),
+    ("network=wrn28_10", "network=wrn28_10 changes a name", "write model=wrn28_10."),
+    ("optimizer.name=adamw", "optimizer.name=adamw changes a name", "write optimizer=adamw."),
+    ("optimizer.name=lion", "optimizer.name=lion changes a name", "write optimizer=<one of adamw, sgd>."),
+    ("variant.name=asam", "variant.name=asam changes a name", "write variant=asam."),
+    ("dataset.name=cifar100", "dataset.name=cifar100 changes a name", "write dataset=cifar100."),
+    ("scheme.name=sgd", "scheme.name=sgd changes a name", "write scheme=sgd."),
+    # values in place of the keys of a group
+    ("wandb=null", "wandb=null: wandb is a group of keys: write wandb.mode=<value>."),
+    ("wandb=disabled", "wandb=disabled: wandb is a group of keys: write wandb.mode=<value>."),
+    ("paths=3", "paths=3: paths is a group of keys: write paths.data=<value>."),
+    ("slurm=null", "slurm=null: slurm is a group of keys: write slurm.<key>=<value>."),
+    ("recipe=null", "is chosen by the name of one of its files", "write <group>=<name>"),
     # values out of range
     ("schedule.p=1.5", "schedule: p", "1.5", "[0, 1]"),
     ("schedule.p=-0.1", "schedule: p", "-0.1", "[0, 1]"),
@@ -93,6 +107,7 @@ REFUSED_AT_ONCE = [
     ("scheme.gamma_ratio=big", "scheme.gamma_ratio=big", "auto or a number from 0"),
     ("dataset.num_classes=ten", "dataset.num_classes=ten", "an integer from"),
     ("channels_last=maybe", "channels_last=maybe", "true or false"),
+    ("measure_sharpness=1", "measure_sharpness=1", "true or false"),
     ("tf32=yes", "tf32=yes", "true or false"),
     ("paths.runs=null", "paths.runs=", "a text"),
     # keys that contradict each other
@@ -201,7 +216,6 @@ REFUSED_AT_THE_START = [
     ("+model.foo=1", "'foo'"),
     ("optimizer.momentum=0", "optimizer", "Nesterov momentum"),
     ("+optimizer.foo=1", "optimizer: ", "'foo'"),
-    ("optimizer.name=lion", "there is no lion in configs/optimizer"),
     ("paths.runs={tmp}/file/runs", "paths.runs={tmp}/file/runs", "cannot be written", "write paths.runs=<folder>"),
 ]
 

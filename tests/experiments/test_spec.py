@@ -135,7 +135,7 @@ def test_auto_ratio_is_one_over_the_mean_of_p_over_the_steps_of_the_run(name: st
 
 @pytest.mark.parametrize(
     ("scheme", "variant", "passes"),
-    [("sgd", "sam", 1), ("sam", "sam", 2), ("rst", "sam", 1.5), ("sam", "looksam", 1.2)],
+    [("sgd", "sam", 1), ("sam", "sam", 2), ("rst", "sam", 1.5), ("sam", "looksam", 1.2), ("sam", "friendly", 2)],
 )
 def test_expected_work_counts_both_passes_of_sharp_steps(scheme: str, variant: str, passes: float) -> None:
     spec = compose(["dataset=digits", "model=wrn10_1", f"scheme={scheme}", f"variant={variant}"])
@@ -160,41 +160,23 @@ def test_digits_stand_in_for_another_data_set_only(overrides: list[str], stands_
     assert compose(overrides).stands_in == stands_in
 
 
-# ----------------------------------------------------------------------------------------------- the normalised mixture
+# ------------------------------------------------------------------------------- a gate that the clean pass decides
 
-NORMALISED = ["dataset=digits", "model=wrn10_1", "scheme.normalise_clean=true"]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["recipe.perturbation_batch=16"],
-        ["recipe.perturbation_batch=32", "devices=2"],
-        ["autocast=float16"],
-        ["scheme=gnr", "recipe.perturbation_batch=16"],
-        ["schedule=linear", "recipe.perturbation_batch=16"],
-    ],
-    ids=" ".join,
-)
-def test_normalised_mixture_is_refused_where_its_norm_is_not_that_of_the_gradient(more: list[str]) -> None:
-    """The loss of a micro-batch is scaled by its share, and under float16 by the loss scale: so is its gradient."""
-    with pytest.raises(InputError, match=r"^scheme\.normalise_clean=true .*: write recipe\.perturbation_batch=null"):
-        compose([*NORMALISED, *more])
+AE_SAM = ["dataset=digits", "model=wrn10_1", "scheme=rst", "schedule=ae_sam"]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        [],
-        ["recipe.perturbation_batch=null"],
-        ["autocast=bfloat16"],
-        # c = 1: the clean gradient has no weight.
-        ["scheme=sam", "recipe.perturbation_batch=16", "autocast=float16"],
-        ["scheme.gamma_ratio=1", "recipe.perturbation_batch=16"],
-        # p = 0: there is no sharp step.
-        ["scheme=sgd", "recipe.perturbation_batch=16", "autocast=float16"],
-    ],
-    ids=" ".join,
-)
-def test_normalised_mixture_is_allowed_with_one_perturbation_a_step_and_where_it_has_no_effect(more: list[str]) -> None:
-    assert compose([*NORMALISED, *more]).scheme.normalise_clean
+def test_a_schedule_without_p_has_no_mean_and_is_expected_to_make_half_of_the_steps_sharp() -> None:
+    spec = compose(AE_SAM)
+    assert spec.mean_p is None
+    assert spec.expected_passes == 1.5 * spec.total_steps
+
+
+def test_the_automatic_ratio_is_refused_without_a_mean_of_p() -> None:
+    with pytest.raises(InputError, match=r"^scheme\.gamma_ratio=auto .*: write scheme\.gamma_ratio=<a number>"):
+        compose([*AE_SAM, "scheme=grst"])
+    assert compose([*AE_SAM, "scheme=grst", "scheme.gamma_ratio=2"]).gamma_ratio == 2
+
+
+def test_devices_matter_where_the_first_micro_batch_decides_for_the_step() -> None:
+    assert not compose([*AE_SAM, "recipe.perturbation_batch=null"]).depends_on_devices
+    assert compose([*AE_SAM, "recipe.perturbation_batch=16"]).depends_on_devices

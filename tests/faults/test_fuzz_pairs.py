@@ -21,7 +21,10 @@ Effect = tuple[str, Any]
 OPTIONS: dict[str, Effect] = {
     **{f"scheme={name}": ("scheme.name", name) for name in ("sgd", "sam", "gnr", "rst", "grst")},
     **{f"schedule={name}": ("schedule.name", name) for name in ("constant", "linear", "tail", "periodic", "sine")},
-    **{f"variant={name}": ("variant.name", name) for name in ("asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d")},
+    **{
+        f"variant={name}": ("variant.name", name)
+        for name in ("asam", "friendly", "gsam", "looksam", "esam", "ssam_f", "ssam_d")
+    },
     **{f"model={name}": ("network", name) for name in ("wrn10_1", "resnet18", "vgg16_bn", "vit_ti", "pyramidnet164")},
     **{f"dataset={name}": ("dataset.name", name) for name in ("cifar10", "cifar100", "digits")},
     **{f"optimizer={name}": ("optimizer.name", name) for name in ("sgd", "adamw")},

@@ -42,6 +42,7 @@ CASES = {
     "rst": ("scheme=rst",),
     "grst": ("scheme=grst", "schedule=linear", "seed=1"),
     "asam": ("scheme=grst", "variant=asam"),
+    "friendly": ("scheme=rst", "variant=friendly"),
     "gsam": ("scheme=rst", "variant=gsam"),
     "looksam": ("scheme=sam", "variant=looksam", "variant.k=3"),
     "esam": ("scheme=rst", "variant=esam"),

@@ -108,6 +108,7 @@ schedule._target_=builtins.print  optimizer=adamw optimizer.betas=2  optimizer=a
 optimizer=adamw optimizer.betas=[a,b]  optimizer=adamw optimizer.betas=null  optimizer=adamw optimizer.eps=-1
 optimizer=adamw optimizer.eps=x  variant=esam variant.beta=2  variant=esam variant.gamma=x
 variant=gsam variant.alpha=x  variant=looksam variant.k=0  variant=looksam variant.k=x  variant=asam variant.eta=x
+variant=friendly variant.sigma=-1  variant=friendly variant.decay=2
 variant=ssam_f variant.sparsity=2  variant=ssam_d variant.sparsity=x
 schedule=periodic schedule.k=x  schedule=periodic schedule.k=true  schedule=linear schedule.m=2
 schedule=piecewise schedule.a=x  schedule=tail schedule.fraction=-1  schedule=linear_through schedule.b=[1]

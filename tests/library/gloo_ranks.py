@@ -1,12 +1,14 @@
 """Runs a function of a test on several ranks, each in a process of its own, connected by gloo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def results_of_ranks(function: Callable[[int], Any], count: int, folder: Path) -> list[Any]:
@@ -26,3 +28,31 @@ def _run(rank: int, function: Callable[[int], Any], count: int, folder: str) -> 
     )
     torch.save(function(rank), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+@contextmanager
+def counted_messages() -> Iterator[list[int]]:
+    """The sizes of all tensors that are summed over the ranks inside by ``dist.all_reduce``.
+
+    `DistributedDataParallel` averages gradients in this way if ``allreduce_hook`` is registered with it.
+    """
+    sizes, real = [], dist.all_reduce
+
+    def all_reduce(tensor: Tensor, *args: object, **kwargs: object) -> object:
+        sizes.append(tensor.numel())
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = real
+
+
+def refusal(case: Callable[[], object]) -> str:
+    """What an error of bad input says, or that there was none."""
+    try:
+        case()
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"

@@ -5,13 +5,15 @@ One pair of processes runs every scenario once and returns what it saw; the test
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from gloo_ranks import results_of_ranks
+from gloo_ranks import counted_messages, refusal, results_of_ranks
 from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron, perturbed_gradient
+from textbook_gate import ae_sam
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -33,6 +35,50 @@ SCENARIOS = {
     for c in (1.0, 2.0)
     for views in ("copies", "views")
     for micro_batches in (1, 2)
+}
+NORMALISED = {
+    f"normalised, {'synced' if synced else 'local'}, {micro_batches} micro-batch": {
+        "synced": synced,
+        "c": 2.0,
+        "micro_batches": micro_batches,
+        "normalised": True,
+    }
+    for synced in (False, True)
+    for micro_batches in (1, 2)
+}
+GATES = {
+    "closed gate": schedules.never(),
+    "half open gate": schedules.constant(0.5),
+}
+UNUSUAL = {
+    "gradients zeroed in place, local": {"synced": False, "views": True, "set_to_none": False},
+    "gradients zeroed in place, synced": {"synced": True, "views": True, "set_to_none": False},
+    "no_sync by the user": {"synced": False, "no_sync": True},
+    "static graph": {"synced": True, "static_graph": True},
+    "static graph, views": {"synced": True, "static_graph": True, "views": True},
+    "static graph, closed gate": {"synced": True, "static_graph": True, "schedule": schedules.never()},
+    "static graph, half open gate": {"synced": True, "static_graph": True, "schedule": schedules.constant(0.5)},
+    "unused parameters": {"synced": False, "find_unused_parameters": True},
+    "unused parameters, synced": {"synced": True, "find_unused_parameters": True},
+}
+ADAPTIVE = {
+    f"adaptive gate, {'synced' if synced else 'local'}, {micro_batches} micro-batch": {
+        "synced": synced,
+        "c": 2.0,
+        "micro_batches": micro_batches,
+        "schedule": schedules.ae_sam(),
+        "steps": 8,
+    }
+    for synced in (False, True)
+    for micro_batches in (1, 2)
+}
+PLAIN = {"synced": False, "c": 2.0, "views": True, "micro_batches": 2}
+ALL = {
+    **SCENARIOS,
+    **NORMALISED,
+    **{name: {**PLAIN, "schedule": schedule} for name, schedule in GATES.items()},
+    **{name: {"c": 2.0, "micro_batches": 2, **more} for name, more in UNUSUAL.items()},
+    **ADAPTIVE,
 }
 
 
@@ -59,31 +105,42 @@ class SkipsALayer(nn.Module):
 
 
 def run_scenario(
-    rank: int, synced: bool, c: float, views: bool, micro_batches: int, schedule=ALWAYS, set_to_none=True
+    rank: int,
+    synced: bool,
+    c: float,
+    micro_batches: int,
+    views: bool = False,
+    schedule=ALWAYS,
+    steps: int = STEPS,
+    normalised: bool = False,
+    set_to_none: bool = True,
+    no_sync: bool = False,
+    **options: bool,
 ) -> dict:
     model = perceptron()
-    parallel = DistributedDataParallel(model, gradient_as_bucket_view=views)
-    reductions = []
-
-    def counting(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        reductions.append(bucket.index())
-        return allreduce_hook(None, bucket)
-
-    parallel.register_comm_hook(None, counting)
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=views, **options)
+    parallel.register_comm_hook(None, allreduce_hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    method = rst.RST(parallel, RHO, schedule, c, total_steps=STEPS, seed=SEED, sync_perturbation=synced)
-    weights, counts = [], []
-    for step in range(STEPS):
-        reductions.clear()
-        for index in range(micro_batches):
-            x, y = data(rank, step, index)
-            for weight in method.passes(advance=index == micro_batches - 1):
-                (weight * loss_on(parallel, x, y)).backward()
+    method = rst.RST(parallel, RHO, schedule, c, steps, SEED, sync_perturbation=synced, normalise_clean=normalised)
+    weights, messages = [], []
+    for step in range(steps):
+        with counted_messages() as sizes:
+            for index in range(micro_batches):
+                x, y = data(rank, step, index)
+                last = index == micro_batches - 1
+                with parallel.no_sync() if no_sync and not last else nullcontext():
+                    for weight in method.passes(advance=last, share=1 / micro_batches):
+                        (weight * loss_on(parallel, x, y)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=set_to_none)
         weights.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
-        counts.append(len(reductions))
-    return {"weights": weights, "reductions": counts}
+        messages.append(list(sizes))
+    return {
+        "weights": weights,
+        "messages": messages,
+        "sharp_steps": method.sharp_steps,
+        "extra": method.realised_extra_propagations,
+    }
 
 
 def run_error(rank: int) -> bool:
@@ -99,101 +156,113 @@ def run_error(rank: int) -> bool:
     return parallel.require_backward_grad_sync
 
 
-def run_stochastic_depth(rank: int) -> list[Tensor]:
+def run_stochastic_depth(rank: int, synced: bool) -> list[Tensor]:
     parallel = DistributedDataParallel(SkipsALayer(), find_unused_parameters=True)
-    method = rst.RST(parallel, RHO, schedules.always(), gamma_ratio=2.0)
+    method = rst.RST(parallel, RHO, ALWAYS, gamma_ratio=2.0, sync_perturbation=synced)
     x, y = data(rank, 0, 0)
     method.backward(lambda: loss_on(parallel, x, y))
     return [p.grad.clone() for p in parallel.parameters()]
 
 
-def run_unwrapped(rank: int) -> list[str]:
+def warnings_of(case: Callable[[], object]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rst.RST(perceptron(), RHO, ALWAYS)
+        case()
     return [str(warning.message) for warning in caught]
 
 
-def run_sharded(rank: int) -> dict[str, str]:
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-    from torch.distributed.tensor import distribute_module
+def run_unwrapped(rank: int, folder: str) -> dict[str, list[str]]:
+    """The warnings of an `RST` of a bare model, and of one that is made before there are ranks and before DDP."""
+    at_once = warnings_of(lambda: rst.RST(perceptron(), RHO, ALWAYS))
+    dist.destroy_process_group()
+    model = perceptron()
+    before = warnings_of(lambda: make(model))
+    method = rst.RST(model, RHO, ALWAYS)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/again", rank=rank, world_size=RANKS)
+    parallel = DistributedDataParallel(model)
+    x, y = data(rank, 0, 0)
+    steps = [warnings_of(lambda: method.backward(lambda: loss_on(parallel, x, y))) for _ in range(2)]
+    return {"at once": at_once, "before": before, "first step": steps[0], "second step": steps[1]}
 
-    mesh = dist.device_mesh.init_device_mesh("cpu", (RANKS,))
 
-    def at_once(model: nn.Module) -> None:
-        rst.RST(model, RHO, ALWAYS)
+def make(model: nn.Module, **options: object) -> rst.RST:
+    return rst.RST(model, RHO, ALWAYS, **options)
 
-    def sharded_later(model: nn.Module) -> None:
-        method = rst.RST(DistributedDataParallel(model), RHO, ALWAYS)
-        fully_shard(model, mesh=mesh)
-        next(method.passes())
 
-    cases = {
-        "fully_shard": lambda: at_once(fully_shard(perceptron(), mesh=mesh)),
-        "fully_shard, later": lambda: sharded_later(perceptron()),
-        "FullyShardedDataParallel": lambda: at_once(
-            FullyShardedDataParallel(perceptron(), device_id=torch.device("cpu"))
-        ),
-        "DTensor": lambda: at_once(distribute_module(perceptron(), mesh)),
+def run_refusals(rank: int) -> dict[str, str]:
+    static = DistributedDataParallel(perceptron(), static_graph=True)
+    return {
+        "static graph": refusal(lambda: make(static)),
+        "static graph, closed gate": refusal(lambda: rst.RST(static, RHO, schedules.never())),
     }
-    return {name: refusal(case) for name, case in cases.items()}
 
 
-def refusal(case: Callable[[], object]) -> str:
-    try:
-        case()
-    except ValueError as error:
-        return str(error)
-    return "accepted"
-
-
-def run_rank(rank: int) -> dict:
-    seen = {name: run_scenario(rank, **scenario) for name, scenario in SCENARIOS.items()}
-    plain = {"synced": False, "c": 2.0, "views": True, "micro_batches": 2}
-    seen["closed gate"] = run_scenario(rank, **plain, schedule=schedules.never())
-    seen["half open gate"] = run_scenario(rank, **plain, schedule=schedules.constant(0.5))
-    seen["gradients zeroed in place"] = run_scenario(rank, **plain, set_to_none=False)
+def run_rank(rank: int, folder: str) -> dict:
+    seen = {name: run_scenario(rank, **scenario) for name, scenario in ALL.items()}
     seen["error"] = run_error(rank)
-    seen["stochastic depth"] = run_stochastic_depth(rank)
-    seen["unwrapped"] = run_unwrapped(rank)
-    seen["sharded"] = run_sharded(rank)
+    seen["stochastic depth"] = {synced: run_stochastic_depth(rank, synced) for synced in (False, True)}
+    seen["refusals"] = run_refusals(rank)
+    seen["warnings"] = run_unwrapped(rank, folder)
     return seen
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return results_of_ranks(run_rank, RANKS, tmp_path_factory.mktemp("ranks"))
+    again = tmp_path_factory.mktemp("again")
+    return results_of_ranks(partial(run_rank, folder=str(again)), RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 # The same, written out by hand ----------------------------------------------------------------------------------------
 
 
-def by_hand(synced: bool, c: float, micro_batches: int, is_open: list[bool], **_: object) -> list[Tensor]:
-    """The weights after each step of SGD on (1 - c) g + c g_s, summed over micro-batches and averaged over ranks."""
-    model = perceptron()
-    weights = []
-    for step in range(STEPS):
+def by_hand(
+    synced: bool, c: float, micro_batches: int, schedule=ALWAYS, steps: int = STEPS, normalised: bool = False, **_: bool
+) -> tuple[list[Tensor], list[bool]]:
+    """The weights after each step of SGD, averaged over micro-batches and ranks, and whether each step was sharp."""
+    model, norms = perceptron(), []
+    weights, is_sharp = [], []
+    for step in range(steps):
         total = torch.zeros(())
         for index in range(micro_batches):
             losses = [partial(loss_on, model, *data(rank, step, index)) for rank in range(RANKS)]
             clean = [clean_gradient(model, loss) for loss in losses]
             mean = sum(clean) / RANKS
-            if not is_open[step]:
-                total = total + mean
-                continue
             directions = [mean] * RANKS if synced else clean
+            if index == 0:
+                norms.append(sum(d.norm().item() ** 2 for d in directions) / RANKS)
+                is_sharp.append(decision(schedule, steps, norms))
+            if not is_sharp[-1]:
+                total = total + mean / micro_batches
+                continue
             sharp = [perturbed_gradient(model, loss, d, RHO) for loss, d in zip(losses, directions, strict=True)]
-            total = total + (1 - c) * mean + c * sum(sharp) / RANKS
+            first = [d / d.norm() if normalised else d for d in directions]
+            mixed = [(1 - c) * g + c * g_s for g, g_s in zip(first, sharp, strict=True)]
+            total = total + sum(mixed) / RANKS / micro_batches
         theta = nn.utils.parameters_to_vector(model.parameters()).detach() - LR * total
         nn.utils.vector_to_parameters(theta, model.parameters())
         weights.append(theta)
-    return weights
+    return weights, is_sharp
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+def decision(schedule, steps: int, norms: list[float]) -> bool:
+    """Whether the last step is sharp, given ‖g‖² of the steps so far, in the mean over the ranks."""
+    if schedule == schedules.ae_sam():
+        return ae_sam(norms, steps, -1.0, 1.0, 0.9)[-1]
+    return bool(rst.RST(perceptron(), RHO, schedule, total_steps=steps, seed=SEED).gate[len(norms) - 1])
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_ranks_train_as_written_out_by_hand(ranks, name):
-    expected = by_hand(**SCENARIOS[name], is_open=[True] * STEPS)
-    torch.testing.assert_close(ranks[0][name]["weights"], expected, rtol=1e-9, atol=1e-12)
+    weights, is_sharp = by_hand(**ALL[name])
+    for rank in ranks:
+        torch.testing.assert_close(rank[name]["weights"], weights, rtol=1e-9, atol=1e-12)
+        assert rank[name]["sharp_steps"] == sum(is_sharp)
+        assert rank[name]["extra"] == pytest.approx(sum(is_sharp) / len(is_sharp))
+
+
+@pytest.mark.parametrize("name", ["half open gate", *ADAPTIVE])
+def test_of_these_steps_some_are_plain_and_some_sharp(name):
+    assert set(by_hand(**ALL[name])[1]) == {False, True}
 
 
 def test_perturbations_along_the_own_and_along_the_mean_gradient_differ(ranks):
@@ -201,50 +270,69 @@ def test_perturbations_along_the_own_and_along_the_mean_gradient_differ(ranks):
     assert not torch.allclose(local, synced, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["closed gate", "half open gate", "gradients zeroed in place"])
-def test_ranks_train_as_written_out_by_hand_with_a(ranks, name):
-    half_open = rst.RST(perceptron(), RHO, schedules.constant(0.5), total_steps=STEPS, seed=SEED).gate.tolist()
-    assert set(half_open) == {False, True}
-    is_open = {
-        "closed gate": [False] * STEPS,
-        "half open gate": half_open,
-        "gradients zeroed in place": [True] * STEPS,
-    }[name]
-    expected = by_hand(synced=False, c=2.0, micro_batches=2, is_open=is_open)
-    torch.testing.assert_close(ranks[0][name]["weights"], expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", [*SCENARIOS, "closed gate", "half open gate", "gradients zeroed in place"])
+@pytest.mark.parametrize("name", ALL)
 def test_weights_are_equal_on_all_ranks_bit_for_bit(ranks, name):
     assert_bitwise(ranks[1][name]["weights"], ranks[0][name]["weights"])
 
 
-@pytest.mark.parametrize("name", [*(name for name in SCENARIOS if name.startswith("local")), "closed gate"])
-def test_a_step_averages_the_gradient_over_the_ranks_once_even_if_it_is_sharp(ranks, name):
-    assert ranks[0][name]["reductions"] == [1] * STEPS
+def gradients_sent(ranks: list[dict], name: str) -> list[int]:
+    """How many messages of the size of the gradient each step sends."""
+    size = sum(p.numel() for p in perceptron().parameters())
+    return [sum(message >= size for message in messages) for messages in ranks[0][name]["messages"]]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not ALL[name]["synced"]])
+def test_a_step_averages_the_gradient_over_the_ranks_once_plain_or_sharp_and_with_any_gate(ranks, name):
+    assert gradients_sent(ranks, name) == [1] * len(ranks[0][name]["messages"])
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_beside_the_gradient_a_step_sends_nothing(ranks, name):
+    assert [len(messages) for messages in ranks[0][name]["messages"]] == gradients_sent(ranks, name)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_adaptive_gate_sends_one_number_more_a_step(ranks, name):
+    for messages, gradients in zip(ranks[0][name]["messages"], gradients_sent(ranks, name), strict=True):
+        assert sorted(messages)[:-gradients] == [1]
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("synced")])
 def test_sync_perturbation_averages_once_more_for_every_clean_pass(ranks, name):
-    assert ranks[0][name]["reductions"] == [SCENARIOS[name]["micro_batches"] + 1] * STEPS
+    assert gradients_sent(ranks, name) == [SCENARIOS[name]["micro_batches"] + 1] * STEPS
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_with_an_adaptive_gate_sync_perturbation_averages_a_plain_step_once_for_every_micro_batch(ranks, micro_batches):
+    name = f"adaptive gate, synced, {micro_batches} micro-batch"
+    expected = [micro_batches + sharp for sharp in by_hand(**ALL[name])[1]]
+    assert gradients_sent(ranks, name) == expected
 
 
 def test_after_an_error_in_the_clean_pass_ddp_averages_gradients_again(ranks):
     assert [rank["error"] for rank in ranks] == [True, True]
 
 
-def test_a_layer_that_the_perturbed_pass_skips_gets_the_same_gradient_on_all_ranks(ranks):
-    assert_bitwise(ranks[1]["stochastic depth"], ranks[0]["stochastic depth"])
-    assert all(gradient.abs().sum() > 0 for gradient in ranks[0]["stochastic depth"])
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_layer_that_the_perturbed_pass_skips_gets_the_same_gradient_on_all_ranks(ranks, synced):
+    mine, other = (rank["stochastic depth"][synced] for rank in ranks)
+    assert_bitwise(mine, other)
+    assert all(gradient.abs().sum() > 0 for gradient in mine)
 
 
 def test_a_model_without_its_ddp_wrapper_warns(ranks):
-    assert len(ranks[0]["unwrapped"]) == 1
-    assert "not wrapped" in ranks[0]["unwrapped"][0]
+    assert len(ranks[0]["warnings"]["at once"]) == 1
+    assert "not wrapped" in ranks[0]["warnings"]["at once"][0]
 
 
-@pytest.mark.parametrize("how", ["fully_shard", "fully_shard, later", "FullyShardedDataParallel", "DTensor"])
-def test_parameters_sharded_over_ranks_are_refused(ranks, how):
+def test_a_method_made_before_the_ranks_and_the_ddp_wrapper_warns_once_at_its_first_step(ranks):
+    seen = ranks[0]["warnings"]
+    assert [len(seen[when]) for when in ("before", "first step", "second step")] == [0, 1, 0]
+    assert "give RST the DistributedDataParallel module" in seen["first step"][0]
+
+
+def test_a_static_graph_is_refused_where_ranks_perturb_along_their_own_gradients(ranks):
     for rank in ranks:
-        assert "sharded over ranks" in rank["sharded"][how]
-        assert "use DistributedDataParallel" in rank["sharded"][how]
+        assert "static_graph=True" in rank["refusals"]["static graph"]
+        assert "give sync_perturbation=True" in rank["refusals"]["static graph"]
+        assert rank["refusals"]["static graph, closed gate"] == "accepted"

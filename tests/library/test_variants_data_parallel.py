@@ -3,14 +3,12 @@
 One pair of processes runs every scenario once and returns what it saw; the tests compare.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.distributed as dist
-from gloo_ranks import results_of_ranks
+from gloo_ranks import counted_messages, results_of_ranks
 from textbook import assert_bitwise, clean_gradient, perceptron
 from textbook_variants import (
     Asam,
@@ -69,7 +67,7 @@ SCENARIOS = {
     f"{name}, {gate}, {micro_batches} micro-batch": {"name": name, "gate": gate, "micro_batches": micro_batches}
     for name in CASES
     for gate in ("always open", "half open")
-    for micro_batches in ((1, 2) if name in ("asam", "gsam", "looksam") else (1,))
+    for micro_batches in ((1, 2) if not name.startswith("ssam") else (1,))
 }
 GATES = {"always open": ALWAYS, "half open": schedules.constant(0.5)}
 
@@ -79,22 +77,6 @@ def number(rank: int, step: int, micro_batch: int) -> int:
 
 
 # What a rank does -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def counted_messages() -> Iterator[list[int]]:
-    """The sizes of all tensors that are summed over the ranks inside, by `DistributedDataParallel` or otherwise."""
-    sizes, real = [], dist.all_reduce
-
-    def all_reduce(tensor: Tensor, *args: object, **kwargs: object) -> object:
-        sizes.append(tensor.numel())
-        return real(tensor, *args, **kwargs)
-
-    dist.all_reduce = all_reduce
-    try:
-        yield sizes
-    finally:
-        dist.all_reduce = real
 
 
 def run_scenario(rank: int, name: str, gate: str, micro_batches: int) -> dict:
@@ -110,16 +92,18 @@ def run_scenario(rank: int, name: str, gate: str, micro_batches: int) -> dict:
         with counted_messages() as messages:
             for micro_batch in range(micro_batches):
                 losses = device_of(parallel, number(rank, step, micro_batch))
+                last, share = micro_batch == micro_batches - 1, 1 / micro_batches
                 if variant.needs_per_sample_loss:
-                    method.backward(losses)
+                    method.backward(losses, last, share)
                     continue
-                for weight in method.passes(advance=micro_batch == micro_batches - 1):
-                    (weight * losses().mean() / micro_batches).backward()
+                for weight in method.passes(last, share):
+                    (weight * losses().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         weights.append(vector(model))
         counts.append(len(messages))
-    return {"weights": weights, "messages": counts, "variant": variant.state_dict()}
+    cost = method.realised_extra_propagations
+    return {"weights": weights, "messages": counts, "variant": variant.state_dict(), "cost": cost}
 
 
 def run_synced(rank: int, name: str) -> dict:
@@ -205,7 +189,10 @@ def test_the_mask_is_the_same_on_all_ranks(ranks, scenario):
 def test_every_rank_stores_a_looksam_direction_of_its_own(ranks, scenario):
     mine, other = (rank[scenario]["variant"] for rank in ranks)
     assert mine["counts"] == other["counts"]
-    assert not torch.equal(mine["directions"][0][0], other["directions"][0][0])
+    assert mine["directions"].keys() == other["directions"].keys() == set(range(SCENARIOS[scenario]["micro_batches"]))
+    for micro_batch, direction in mine["directions"].items():
+        for parameter, piece in direction.items():
+            assert not torch.equal(piece, other["directions"][micro_batch][parameter])
 
 
 @scenarios
@@ -218,6 +205,16 @@ def test_a_step_sums_over_the_ranks_once_and_once_more_where_it_makes_a_mask(ran
         due = step // 2 * 2 + 2 if makes_a_mask else due
         expected.append(2 if makes_a_mask and not drawn else 1)
     assert ranks[0][scenario]["messages"] == expected
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if not name.startswith("ssam")])
+def test_the_counted_cost_is_that_of_the_sharp_steps_however_many_micro_batches_they_have(ranks, scenario):
+    """LookSAM with k = 2 has a second pass in every other sharp step, from the first on."""
+    name, gate, _ = SCENARIOS[scenario].values()
+    sharp = sum(gate_of(gate))
+    extra = {"asam": sharp, "gsam": sharp, "looksam": (sharp + 1) // 2, "esam": sharp * (1 / 2 + 1 / 3)}[name]
+    for rank in ranks:
+        assert rank[scenario]["cost"] == pytest.approx(extra / STEPS)
 
 
 @pytest.mark.parametrize("name", ["asam", "esam", "ssam_f", "ssam_d"])

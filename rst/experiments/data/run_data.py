@@ -12,7 +12,7 @@ from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
 from rst.experiments.data.image_folders import Files, ImageFolders, forget_digest, open_imagenet
 from rst.experiments.data.loader import Loader, evaluation_batches
 from rst.experiments.data.sources import load
-from rst.experiments.data.splits import Dataset, hold_out, with_label_noise
+from rst.experiments.data.splits import Dataset, Split, hold_out, with_label_noise
 from rst.experiments.devices import available_cores
 from rst.experiments.errors import InputError, bad_input
 from rst.experiments.spec import RunSpec
@@ -47,7 +47,7 @@ class RunData:
     ) -> None:
         self.spec, self.device, self.rank, self.world_size = spec, device, rank, world_size
         self.workers = max(1, available_cores() // local_size)
-        self.source = _open(spec)
+        self.source = open_images(spec)
         data, train, test = spec.dataset, self.source.train, self.source.test
         for key, wanted, split in (("train_images", data.train_images, train), ("test_images", data.test_images, test)):
             if wanted > len(split):
@@ -91,11 +91,23 @@ class RunData:
 
         Yields normalised images, float32 [B, C, H, W], and labels, int64 [B].
         """
-        data, split = self.spec.dataset, self.splits[name][self.rank :: self.world_size]
-        settings = (EVALUATION_BATCH, data.mean, data.std, self.device)
+        return self._in_order(self.splits[name][self.rank :: self.world_size], EVALUATION_BATCH)
+
+    def training_batches(self, images: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first ``images`` training images as `batches` has those of a split, but all of them on this rank."""
+        return self._in_order(self.train[:images], batch_size)
+
+    def _in_order(self, split: Split | Files, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        data = self.spec.dataset
+        settings = (batch_size, data.mean, data.std, self.device)
         if isinstance(split, Files):
             return centre_crop_batches(split, *settings, image_size=data.image_size, workers=self.workers)
         return evaluation_batches(split, *settings)
+
+
+def in_folders(spec: RunSpec) -> bool:
+    """Whether the images of a run are files in folders, one for each class."""
+    return spec.dataset.name == "imagenet" and spec.dataset.source != "digits"
 
 
 def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -108,12 +120,16 @@ def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor,
         yield batch
 
 
-def _open(spec: RunSpec) -> Dataset | ImageFolders:
-    """The data set of a run, checked against its digest and its number of classes."""
+def open_images(spec: RunSpec) -> Dataset | ImageFolders:
+    """The data set of a run, checked against its digest and its number of classes. Image files are listed, not read.
+
+    Raises:
+        InputError: the images are missing, or not those that the spec describes.
+    """
     data = spec.dataset
     source: Dataset | ImageFolders
     with bad_input():
-        if data.name == "imagenet" and data.source != "digits":
+        if in_folders(spec):
             source = open_imagenet(data.root)
         else:
             source = load(

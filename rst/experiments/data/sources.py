@@ -65,9 +65,8 @@ def load(
 
 def load_known(known: KnownDataset, *, cache: Path, root: Path | None, source: str) -> Dataset:
     """Load a known data set from the cache, else from its files, which then fill the cache; arguments as of `load`."""
-    # A root that is missing is only empty, not wrong, where making the cache inside would make it: this is the default.
-    if root is not None and not root.is_dir() and root not in cache.parents:
-        raise FileNotFoundError(f"dataset.root={root} is not a folder: write the folder that holds {known.name}.")
+    if root is not None:
+        check_root(known.name, root, cache)
     file = cache / f"{known.name}.pt"
     dataset = read_cache(file, known.digest)
     if dataset is None:
@@ -77,6 +76,13 @@ def load_known(known: KnownDataset, *, cache: Path, root: Path | None, source: s
                 dataset = find(known, root=root, source=source, scratch=scratch)
                 write_cache(file, dataset, scratch)
     return dataset
+
+
+def check_root(name: str, root: Path, cache: Path) -> None:
+    """Raise `FileNotFoundError` where the folder that should hold the data set ``name`` is missing."""
+    # It is only empty, not wrong, where making the cache inside would make it: this is the default.
+    if not root.is_dir() and root not in cache.parents:
+        raise FileNotFoundError(f"dataset.root={root} is not a folder: write the folder that holds {name}.")
 
 
 def digits(image_size: int = 8, channels: int = 1) -> Dataset:

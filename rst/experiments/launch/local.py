@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +17,8 @@ from multiprocessing import active_children, get_context
 import torch
 from tqdm import tqdm
 
-from rst.experiments.data.run_data import RunData
+from rst.experiments.data.image_folders import find_imagenet
+from rst.experiments.data.run_data import RunData, in_folders, open_images
 from rst.experiments.devices import available_cores, check_devices
 from rst.experiments.errors import InputError
 from rst.experiments.runs.record import STATUSES, Diverged, Locked, Record, open_record
@@ -58,18 +59,29 @@ def run(runs: Sequence[PlannedRun], workers: int | None = None) -> list[str]:
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
-    """Look once at the devices and at the images of the runs that are not done.
+    """Look once at the devices and at the images of the runs. For runs that are done neither needs to be here.
 
     Raises:
-        InputError: a device or the images of a data set are missing, so that each of its runs would fail.
+        InputError: a device or the images of a data set are missing, so that each of its runs would fail; or a run
+            that is done was trained on other images than those that are here.
     """
-    data_sets = {
-        json.dumps([spec.dataset.model_dump(mode="json"), spec.paths.model_dump(), spec.device, spec.devices]): spec
-        for spec in (run.spec for run in runs if run.record.status not in ("done", "diverged"))
-    }
-    for spec in data_sets.values():
-        check_devices(spec)
-        RunData(spec, torch.device("cpu"))
+    groups: dict[str, tuple[list[PlannedRun], list[PlannedRun]]] = defaultdict(lambda: ([], []))
+    for run in runs:
+        what = [
+            run.spec.dataset.model_dump(mode="json"),
+            run.spec.paths.model_dump(),
+            run.spec.device,
+            run.spec.devices,
+        ]
+        groups[json.dumps(what)][run.record.status in ("done", "diverged")].append(run)
+    for left, ended in groups.values():
+        if left:
+            check_devices(left[0].spec)
+            RunData(left[0].spec, torch.device("cpu"))
+        if ended and in_folders(ended[0].spec) and find_imagenet(ended[0].spec.dataset.root):
+            digest = open_images(ended[0].spec).digest
+            for run in ended:
+                run.record.refuse_other_images(digest)
 
 
 def default_workers(runs: Sequence[PlannedRun]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rst.experiments.report import figures, page, tables
+from rst.experiments.report.results import one_look
 from rst.experiments.tables.expansion import Table
 
 
@@ -23,7 +24,9 @@ def write(loaded: Sequence[Table], with_page: bool = False, prune: bool = False)
     for table in loaded:
         figures.check(table)
     files: list[Path] = []
-    for table in tqdm(loaded, desc="report", unit="table", disable=None):
-        files += tables.write(table, prune)
-        files += figures.write(table) if table.draw != "table" else []
-    return list(dict.fromkeys([*files, *([page.write(loaded)] if with_page else [])]))
+    with one_look():
+        for table in tqdm(loaded, desc="report", unit="table", disable=None):
+            files += tables.write(table, prune)
+            files += figures.write(table) if table.draw != "table" else []
+        files += [page.write(loaded)] if with_page else []
+    return list(dict.fromkeys(files))

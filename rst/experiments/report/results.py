@@ -5,7 +5,8 @@ All tables, figures and pages are made from the frame that `results` returns.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -17,11 +18,15 @@ from scipy import stats
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
-from rst.experiments.runs.record import SUMMARY_KEYS
+from rst.experiments.runs.record import SHARPNESS_KEYS, SUMMARY_KEYS
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
 PAPER = CONFIGS.parent / "results" / "paper"
-METRICS = {"test_error": ["error_pct", "top1_error_pct"], "top5_error": ["top5_error_pct"]}
+METRICS = {
+    "test_error": ["error_pct", "top1_error_pct"],
+    "top5_error": ["top5_error_pct"],
+    **{key: [] for key in SHARPNESS_KEYS},
+}
 """The metrics that a table may show, and their names in the files of the paper's numbers."""
 PAPER_SEEDS = {"ImageNet": 3}
 """How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
@@ -65,9 +70,9 @@ def dataset_of(cell: Cell) -> str:
 def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """The ids and the summaries of the runs that are done, one line each."""
     lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error"])
+    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error", *SHARPNESS_KEYS])
     # A memory that is not known would make floats of those that are.
-    return frame.astype({"peak_memory_bytes": "Int64"})
+    return frame.astype({"peak_memory_bytes": "Int64", **dict.fromkeys(SHARPNESS_KEYS, float)})
 
 
 CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic")
@@ -86,6 +91,23 @@ def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
     return times
 
 
+_kept: dict[int, pd.DataFrame] | None = None
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Inside, the records of a table are read once, so that all files of a report agree though runs end meanwhile.
+
+    The tables must live until the end, and be the same objects.
+    """
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def results(table: Table) -> pd.DataFrame:
     """One line for each cell and metric, in the order of the table file. What is not known is empty.
 
@@ -93,7 +115,7 @@ def results(table: Table) -> pd.DataFrame:
     What was asked for: ``p`` (the mean of p(t)), ``c`` = γ/ρ, ``gamma_rst`` = p c, ``extra_propagations_expected``
     (Δη), ``extra_propagations_closed_form`` (Δη by Table 2 of the paper), ``planned`` (the number of seeds).
     What came out: ``n`` (runs that are done), ``diverged`` (runs whose loss did not stay finite), ``mean`` and ``std``
-    of the metric over those that are done (percent; the standard deviation has n - 1 in the denominator),
+    of the metric over those that are done (errors in percent; the standard deviation has n - 1 in the denominator),
     ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
     The paper's: ``paper_mean paper_std`` (percent), ``paper_relative_time`` (its time over that without sharp steps).
     The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
@@ -103,12 +125,29 @@ def results(table: Table) -> pd.DataFrame:
     The paper's numbers are there only for runs of the paper's images, networks and epochs.
 
     Raises:
-        InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist.
+        InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist,
+            or a metric that its runs do not measure.
     """
+    if _kept is None:
+        return _results(table)
+    if id(table) not in _kept:
+        _kept[id(table)] = _results(table)
+    return _kept[id(table)].copy()
+
+
+def _results(table: Table) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
-    numbers, shown = paper_numbers(table.paper) if table.paper else None, of_the_paper(table.cells)
+    measured = set(table.metrics) & set(SHARPNESS_KEYS)
+    without = [cell.row for cell in table.cells if not cell.spec.measure_sharpness]
+    if measured and without:
+        raise InputError(
+            f"{table.name}.yaml, metrics: the runs of {without[0]} do not measure {min(measured)}: write "
+            "measure_sharpness=true in overrides."
+        )
+    numbers = paper_numbers(table.paper).to_dict("records") if table.paper else []
+    shown = of_the_paper(table.cells)
     lines, times = [], []
     for cell in table.cells:
         asked, own = _asked(cell), summaries(cell.runs)
@@ -125,7 +164,7 @@ def results(table: Table) -> pd.DataFrame:
 
 
 def _asked(cell: Cell) -> dict[str, Any]:
-    p = cell.spec.mean_p
+    p = math.nan if cell.spec.mean_p is None else cell.spec.mean_p
     c = cell.spec.gamma_ratio if p else math.nan
     passes = cell.spec.build_variant().extra_passes
     return {
@@ -144,7 +183,13 @@ def _asked(cell: Cell) -> dict[str, Any]:
     }
 
 
+MEASURED = ("mean", "std", "extra_propagations_realised", "train_seconds", "train_seconds_std")
+"""What came out of the runs of a cell, beside their number."""
+
+
 def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
+    if own.empty:
+        return {"n": 0} | dict.fromkeys(MEASURED, math.nan)
     return {
         "n": own[metric or "id"].count(),
         "mean": own[metric].mean() if metric else math.nan,
@@ -177,6 +222,8 @@ def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, flo
     ``times`` are the `_times` of each line. Only seeds that all the compared lines have under equal conditions count.
     """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
+    if not any(times):
+        return
     for i, line in frame.iterrows():
         same = frame[(frame["network"] == line["network"]) & (frame["dataset"] == line["dataset"])]
         same = same[same["group"].isin(["", line["group"]])].sort_values("group", ascending=False, kind="stable")
@@ -215,10 +262,10 @@ def paper_numbers(name: str) -> pd.DataFrame:
     return numbers.assign(mean=pd.to_numeric(numbers["mean"]), std=pd.to_numeric(numbers["std"]))
 
 
-def _reported(cell: Cell, metric: str, numbers: pd.DataFrame | None) -> dict[str, float]:
+def _reported(cell: Cell, metric: str, numbers: Sequence[Mapping[Any, Any]]) -> dict[str, float]:
     """The paper's error, and its training time over the time of the scheme to which it adds the extra minutes."""
     reported = dict.fromkeys(("paper_mean", "paper_std", "paper_relative_time"), math.nan)
-    if numbers is None or cell.not_in_paper:
+    if not numbers or cell.not_in_paper:
         return reported
     error = _number(numbers, cell, METRICS.get(metric, []), cell.paper)
     if error is not None:
@@ -232,23 +279,23 @@ def _reported(cell: Cell, metric: str, numbers: pd.DataFrame | None) -> dict[str
     return reported
 
 
-def _number(numbers: pd.DataFrame, cell: Cell, metrics: list[str], picks: dict[str, str]) -> pd.Series | None:
+def _number(
+    numbers: Sequence[Mapping[Any, Any]], cell: Cell, metrics: list[str], picks: dict[str, str]
+) -> Mapping[Any, Any] | None:
     """The paper's number for the cell: its line has the cell's network and data set, and these values of columns.
 
     A value may offer alternatives, separated by `` | ``. A ``source_note`` has to begin with its value.
     """
-    datasets = [cell.dataset, "Cifar10&100"]
-    lines = numbers[
-        (numbers["model"] == cell.network) & numbers["dataset"].isin(datasets) & numbers["metric"].isin(metrics)
-    ]
     place = f"{cell.table}.yaml, {cell.row}, paper"
+    where = {"model": [cell.network], "dataset": [cell.dataset, "Cifar10&100"], "metric": metrics}
+    lines = [line for line in numbers if all(line[column] in values for column, values in where.items())]
     for key, value in picks.items():
-        if key not in numbers:
-            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers)}.")
+        if key not in numbers[0]:
+            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers[0])}.")
         begins = key == "source_note"
-        lines = lines[lines[key].str.startswith(value) if begins else lines[key].isin(value.split(" | "))]
+        lines = [line for line in lines if (line[key].startswith(value) if begins else line[key] in value.split(" | "))]
     if len(lines) > 1:
         raise InputError(
             f"{place}: {len(lines)} numbers fit {cell.network} {cell.dataset}: name another column as well."
         )
-    return lines.iloc[0] if len(lines) else None
+    return lines[0] if lines else None

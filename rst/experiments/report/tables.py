@@ -21,14 +21,26 @@ from rst.experiments.report.results import (
     scale_of,
     summaries,
 )
-from rst.experiments.runs.record import Record
+from rst.experiments.runs.record import SHARPNESS_KEYS, Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import Cell, Table
 
-WHERE = ("Network", "Data set", "Error")
+WHERE = ("Network", "Data set", "Error", "Metric")
+
+ERRORS = {"test_error": "top-1", "top5_error": "top-5"}
+METRICS = {
+    **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
+    **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
+}
+"""What a reader is told that a line has, in a table of errors alone, and in one that has how sharp minima are too."""
 
 MEANINGS = {
     "Test error [%]": "Test error: mean ± standard deviation over seeds, after the last epoch.",
+    "Metric": (
+        "Metric: L is the loss on training images without augmentation at the end of a run; sharpness is its rise by "
+        "a step of length ρ along ∇L, and λ_max the largest eigenvalue of its Hessian; n counts runs that measured it."
+    ),
+    "Ours": "Ours: mean ± standard deviation over seeds, after the last epoch.",
     "Ours [%]": "Ours: mean ± standard deviation over seeds of the test error after the last epoch.",
     "Paper [%]": "Paper: as printed (`results/paper/<paper>.csv`), empty where its text has no number.",
     "Difference": "Difference: our mean less the paper's.",
@@ -42,13 +54,25 @@ MEANINGS = {
 }
 """What the caption says of a column."""
 
-NOT_OF_THE_RUN = ("paths.", "wandb.", "slurm.", "dataset.root", "evaluate", "seed", "max_seeds", "datasets")
+NOT_OF_THE_RUN = (
+    "paths.",
+    "wandb.",
+    "slurm.",
+    "dataset.root",
+    "evaluate",
+    "measure_sharpness",
+    "keep_network",
+    "seed",
+    "max_seeds",
+    "datasets",
+)
 """How keys of a spec begin that ``records.csv`` leaves out: they do not describe the run, or its summary has them."""
 
 LATEX = str.maketrans(
     {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"±": r"$\pm$", "≤": r"$\leq$", "†": r"$\dagger$"}
+    | {"‖": r"$\|$", "∇": r"$\nabla$", "λ": r"$\lambda$"}
     | {"γ": r"$\gamma$", "η": r"$\eta$", "θ": r"$\theta$", "π": r"$\pi$", "ρ": r"$\rho$", "Δ": r"$\Delta$"}
 )
 
@@ -81,9 +105,11 @@ def readable(table: Table) -> pd.DataFrame:
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
-    errors = frame["metric"].map({"test_error": "top-1", "top5_error": "top-5"})
-    where = dict(zip(WHERE, (frame["network"], frame["dataset"], errors), strict=True))
+    where = {"Network": frame["network"], "Data set": frame["dataset"], "Error": frame["metric"].map(ERRORS)}
     where = {header: labels for header, labels in where.items() if labels.nunique() > 1}
+    if frame["metric"].isin(SHARPNESS_KEYS).any():
+        where = {header: where[header] for header in where if header != "Error"}
+        where["Metric"] = frame["metric"].map(METRICS)
     if not frame["planned"].any():
         what = _formulas(frame)
     elif not frame["metric"].any():
@@ -104,7 +130,12 @@ def _schemes(frame: pd.DataFrame) -> pd.Series:
 
 def _errors(frame: pd.DataFrame) -> dict[str, pd.Series]:
     header = "Ours [%]" if frame["paper_mean"].notna().any() else "Test error [%]"
-    ours = _text(frame["mean"], "{:.2f}") + _text(frame["std"], " ± {:.2f}") + " (n = " + _counts(frame) + ")"
+    ours = _text(frame["mean"], "{:.2f}") + _text(frame["std"], " ± {:.2f}")
+    sharp = frame["metric"].isin(SHARPNESS_KEYS)  # Of any magnitude.
+    if sharp.any():
+        header = "Ours"
+        ours = ours.mask(sharp, _text(frame["mean"], "{:.3g}") + _text(frame["std"], " ± {:.2g}"))
+    ours += " (n = " + _counts(frame) + ")"
     low, high = (_signed(frame[f"difference_{end}"]) for end in ("low", "high"))
     return {
         header: ours.where(frame["n"] > 0, ours.str.strip(" ()")),

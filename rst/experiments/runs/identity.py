@@ -53,16 +53,16 @@ def _augmentation(spec: RunSpec) -> dict[str, Any]:
 
 def _method(spec: RunSpec) -> dict[str, Any]:
     mean = spec.mean_p
-    p = constant(mean) if mean in (0, 1) else spec.p
+    p = constant(mean) if mean is not None and mean in (0, 1) else spec.p
     if mean == 0:
         return {"p": p.name}
-    c, variant = spec.gamma_ratio, spec.build_variant()
+    c = spec.gamma_ratio
     return {
         "p": p.name,
         "gamma_ratio": float(f"{c:.12g}"),
         "normalise_clean": spec.scheme.normalise_clean and c != 1,
         "variant": spec.variant.model_dump(exclude_unset=True),
-        **({"devices": spec.devices} if variant.depends_on_devices else {}),
+        **({"devices": spec.devices} if spec.depends_on_devices else {}),
     }
 
 

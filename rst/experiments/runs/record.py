@@ -47,6 +47,9 @@ SUMMARY_KEYS = (
 )
 """Every summary has these keys; a data set or a split may add others."""
 
+SHARPNESS_KEYS = ("gradient_norm", "sharpness", "lambda_max")
+"""The summary of a run with ``measure_sharpness`` has these keys too: what `rst.sharpness` measures, or null."""
+
 
 class Locked(InputError):
     """Another process trains the run."""
@@ -189,6 +192,15 @@ class Record:
 
     def _damaged(self, file: Path) -> InputError:
         return InputError(f"{file} is damaged: delete the folder to train the run again.")
+
+    def refuse_other_images(self, digest: str) -> None:
+        """Raise `InputError` where the run was not trained on the images that have this digest."""
+        for before in self.starts[-1:]:
+            if before.get("data_digest") != digest:
+                raise InputError(
+                    f"the images have digest {digest[:12]}, but {self.id} was begun on images with digest "
+                    f"{str(before.get('data_digest'))[:12]}: give those, or write force=true to start anew."
+                )
 
     # ------------------------------------------------------------------------------------------ what is written to it
 

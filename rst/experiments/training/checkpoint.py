@@ -31,20 +31,23 @@ def _bytes(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def keep_network_only(path: Path) -> None:
-    """Cut the checkpoint of a run that is done down to what scoring its network needs, and drop the one before.
+def cut(path: Path, keep_network: bool) -> None:
+    """Drop of a run that is done what only training needs: all but the newest network, or that one as well.
 
-    Where that fails, as on a disk that is full, both stay as they are: the run is done all the same.
+    Where that fails, as on a disk that is full, the files stay as they are: the run is done all the same.
     """
     with suppress(InputError, OSError):
-        content = load(path)
-        write_atomically(path, _bytes({key: content[key] for key in ("id", "config", "model")}))
+        if keep_network:
+            content = load(path)
+            write_atomically(path, _bytes({key: content[key] for key in ("id", "config", "model")}))
+        else:
+            path.unlink(missing_ok=True)
         for leftover in _leftovers(path):
             leftover.unlink(missing_ok=True)
 
 
 def is_uncut(path: Path) -> bool:
-    """Whether a kill has stopped `keep_network_only` on its way."""
+    """Whether a kill has stopped `cut` on its way."""
     return bool(_leftovers(path))
 
 

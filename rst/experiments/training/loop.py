@@ -5,6 +5,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,23 +18,26 @@ from rst.experiments.build import (
     build_optimizer,
     set_backends,
 )
-from rst.experiments.data.run_data import RunData, readable
-from rst.experiments.devices import check_devices, peak_memory, reset_peak_memory
-from rst.experiments.errors import InputError
+from rst.experiments.data.run_data import RunData, in_folders, open_images, readable
+from rst.experiments.data.sources import check_root
+from rst.experiments.devices import check_devices, is_rank, peak_memory, reset_peak_memory
+from rst.experiments.errors import bad_input
 from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
 from rst.experiments.runs.record import Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint
-from rst.experiments.training.comparison import compare, digest, facts_of_a_run
+from rst.experiments.training.comparison import compare, facts_of_a_run
 from rst.experiments.training.evaluation import evaluate
+from rst.experiments.training.flatness import flatness
 from rst.experiments.training.metrics import EpochSums
 from rst.experiments.training.progress import Progress
-from rst.experiments.training.ranks import World, is_rank, joined
+from rst.experiments.training.ranks import World, averaged_buffers, joined
 from rst.experiments.training.signals import Interrupted, StopPoll, stop_requests
 from rst.experiments.training.spawn import spawn
 from rst.experiments.training.state import TrainingState
 from rst.experiments.training.step import TrainingStep
+from rst.schedules import Schedule
 
 
 def train(spec: RunSpec, show_progress: bool = True) -> Record:
@@ -44,7 +48,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
 
     Raises:
         Diverged: the loss is no longer finite; this is an outcome of the run, which its record keeps.
-        InputError: bad input, or ranks that differ or have ended.
+        InputError: bad input, images that are not those of the record, or ranks that differ or have ended.
         Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 asked the run to stop; its checkpoint is written.
     """
     record = open_record(spec)
@@ -52,9 +56,10 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
         record.set_aside()
         spec = spec.changed(force=False)
     if not is_rank():
+        _refuse_other_images(spec, record)
         if record.done:
             if checkpoint.is_uncut(record.checkpoint):
-                checkpoint.keep_network_only(record.checkpoint)
+                checkpoint.cut(record.checkpoint, spec.keep_network)
             return record
         if record.diverged:
             raise Diverged(record.divergence)
@@ -64,6 +69,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
     with joined(spec.devices) as world:
         if spec.force:
             world.first(record.set_aside)
+        world.first(lambda: _refuse_other_images(spec, record))
         if world.first(lambda: record.diverged):
             raise Diverged(world.first(lambda: record.divergence))
         if not world.first(lambda: record.done):
@@ -73,6 +79,21 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
                 if not world.first(lambda: record.done):
                     run.to_the_end()
     return record
+
+
+def _refuse_other_images(spec: RunSpec, record: Record) -> None:
+    """Raise `InputError` where a run has its outcome already, but of other images than those that the spec names.
+
+    Images in folders are listed. The name of any other data set says which images it has: they need not be here.
+    """
+    data = spec.dataset
+    if not (record.done or record.diverged):
+        return
+    if in_folders(spec):
+        record.refuse_other_images(open_images(spec).digest)
+    elif data.source != "digits" != data.name:
+        with bad_input():
+            check_root(data.name, Path(data.root), Path(spec.paths.cache))
 
 
 CHECKPOINT_SHARE = 1 / 200
@@ -104,7 +125,7 @@ class Run:
             build_method(spec, parallel),
             EpochSums(self.device),
         )
-        compare(world, lambda: {"the gate": digest([self.state.method.gate])})
+        compare(world, lambda: {"the gate": self.state.method.state_dict()["gate"]})
         forward = torch.compile(parallel) if spec.compile else parallel
         self.saved_at = self.save_seconds = 0.0  # Of the latest checkpoint: training time before it, and its own time.
         self.train_step = TrainingStep(spec, self.state, forward, self.device, world.rank)
@@ -143,9 +164,9 @@ class Run:
                         self._stop(int(signal_number))
                     if due or epoch + 1 == epochs:
                         self._save()
-            summary = self._summary()
+            summary = self._summary() | self._flatness()
             self.world.first(lambda: self.record.finish(summary))
-            self.world.first(lambda: checkpoint.keep_network_only(self.record.checkpoint))
+            self.world.first(lambda: checkpoint.cut(self.record.checkpoint, self.spec.keep_network))
             mirror.finish(summary)
         finally:
             progress.close()
@@ -158,13 +179,8 @@ class Run:
             InputError: the images are not those of the start before.
         """
         environment = environment_of(self.spec, self.device, self.data.source.digest)
+        self.record.refuse_other_images(environment["data_digest"])
         for before in self.record.starts[-1:]:
-            if before.get("data_digest") != environment["data_digest"]:
-                raise InputError(
-                    f"the images have digest {environment['data_digest'][:12]}, but {self.record.id} was begun on "
-                    f"images with digest {str(before.get('data_digest'))[:12]}: give those, or write force=true to "
-                    "start anew."
-                )
             if changed := changes(before, environment):
                 warnings.warn(f"the run goes on, but not as it began: {changed}.", stacklevel=2)
         self.record.append_start(environment)
@@ -251,13 +267,19 @@ class Run:
             "epoch": epoch,
             "step": counters.step,
             "lr": state.lr_scheduler.base_lrs[0] * decay(counters.step - 1),
-            "p": state.method.schedule(counters.step - 1, self.spec.total_steps),
+            "p": self._p,
             **state.sums.means(self.world),
-            "sharp_steps": counters.sharp_steps,
-            "propagations": counters.propagations,
+            "sharp_steps": state.method.sharp_steps,
+            "propagations": round(state.method.propagations, 6),
             "train_seconds": counters.train_seconds,
             **(counters.scores if self._is_evaluated(epoch) else {}),
         }
+
+    @property
+    def _p(self) -> float | None:
+        """p(t) of the latest step; None where the gate decides after the clean pass."""
+        p = self.spec.p
+        return p(self.state.counters.step - 1, self.spec.total_steps) if isinstance(p, Schedule) else None
 
     def _shown(self, done_before: int, begin: float) -> dict[str, str]:
         """The figures beside the progress bar; the speed is that since ``begin``, when so many steps were done."""
@@ -266,14 +288,14 @@ class Run:
         speed = (done - done_before) * self.spec.recipe.batch_size / (time.perf_counter() - begin)
         figures = {
             "loss": f"{state.sums.means()['train_loss']:.3f}",
-            "p": f"{state.method.schedule(counters.step - 1, self.spec.total_steps):.2f}",
+            **({"p": f"{self._p:.2f}"} if self._p is not None else {}),
             "sharp": f"{state.sums.sharp_steps / done:.0%}",
             "images/s": f"{speed:.0f}",
         }
         return figures | ({"test_error": f"{counters.scores['test_error']:.2f}%"} if counters.scores else {})
 
     def _summary(self) -> dict[str, Any]:
-        counters, total_steps = self.state.counters, self.spec.total_steps
+        counters, method, total_steps = self.state.counters, self.state.method, self.spec.total_steps
         memories = self.world.gather(peak_memory(self.device))
         return {
             **counters.scores,
@@ -281,15 +303,22 @@ class Run:
             "evaluations": counters.evaluations,
             "train_seconds": counters.train_seconds,
             "total_steps": total_steps,
-            "sharp_steps": counters.sharp_steps,
-            "forward_passes": counters.forward_passes,
-            "backward_passes": counters.backward_passes,
-            "propagations": counters.propagations,
-            "extra_propagations_expected": self.state.method.expected_extra_propagations,
-            "extra_propagations_realised": counters.propagations / total_steps - 1,
+            "sharp_steps": method.sharp_steps,
+            "forward_passes": method.forward_passes,
+            "backward_passes": method.backward_passes,
+            "propagations": round(method.propagations, 6),
+            "extra_propagations_expected": method.expected_extra_propagations if self.spec.mean_p is not None else None,
+            "extra_propagations_realised": method.realised_extra_propagations,
             "images_per_second": total_steps * self.spec.recipe.batch_size / counters.train_seconds,
             "checkpoint_seconds": counters.checkpoint_seconds,
             "peak_memory_bytes": max((memory for memory in memories if memory), default=None),
             "epochs": self.spec.recipe.epochs,
             "seed": self.spec.seed,
         }
+
+    def _flatness(self) -> dict[str, Any]:
+        """What `measure_sharpness` asks for, with the network as it is evaluated; nothing where it is false."""
+        if not self.spec.measure_sharpness:
+            return {}
+        with averaged_buffers(self.state.model, self.world):
+            return self.world.first_at_length(lambda: flatness(self.spec, self.state.model, self.data))

@@ -16,13 +16,16 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from rst.experiments.devices import is_rank as is_rank
-from rst.experiments.devices import torch_device
+from rst.experiments.devices import is_rank, torch_device
 from rst.experiments.errors import InputError
-from rst.guards import preserved_buffers, sum_over_ranks
+from rst.guards import preserved_buffers
+from rst.ranks import sum_over_ranks
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for one that does not answer, before they give up."""
+
+AT_LENGTH = timedelta(days=1)
+"""How long ranks wait for what may take long on one of them."""
 
 PATIENCE = 5.0
 """Survivors of a rank wait so many seconds before they end, so that the launcher reports the rank that failed first."""
@@ -75,6 +78,10 @@ class World:
         """Call a function on the first rank only. All ranks return what it returns, or raise its `InputError`."""
         return function()
 
+    def first_at_length(self, function: Callable[[], T]) -> T:
+        """As `first`, for a function that may take longer than `TIMEOUT` and raises no `InputError`."""
+        return function()
+
     @contextmanager
     def host_first(self) -> Iterator[None]:
         """Run the body on one rank of each host before the others, which then find what it has put into caches."""
@@ -93,6 +100,7 @@ class Ranks(World):
         # A time-out of NCCL ends the process without a word, so that of gloo must come first.
         backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=2 * TIMEOUT)
+        self._long_works = itertools.count()
         self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def device(self, name: str) -> torch.device:
@@ -151,11 +159,20 @@ class Ranks(World):
             raise InputError(answer[1])
         return answer[0]
 
+    def first_at_length(self, function: Callable[[], T]) -> T:
+        key, answers = f"long work {next(self._long_works)} of the first rank", []
+        if self.rank == 0:
+            answers.append(function())
+            self.store.set(key, "")
+        else:
+            self.store.wait([key], AT_LENGTH)
+        return self.first(lambda: answers[0])
+
     @contextmanager
     def host_first(self) -> Iterator[None]:
         key = f"host of rank {self.rank - self.local_rank}"
         if self.local_rank:
-            self.store.wait([key], timedelta(days=1))  # The first rank may have to download the images.
+            self.store.wait([key], AT_LENGTH)  # The first rank may have to download the images.
         try:
             yield
         finally:

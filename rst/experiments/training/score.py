@@ -12,6 +12,7 @@ from rst.experiments.compose import validated
 from rst.experiments.data.run_data import RunData
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.runs.record import Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint
 from rst.experiments.training.evaluation import evaluate
@@ -26,7 +27,8 @@ def score(spec: RunSpec, overrides: Sequence[str]) -> dict[str, float]:
     Network and data are those of the checkpoint.
 
     Raises:
-        InputError: there is no such checkpoint, or the overrides of the command line ask for another run.
+        InputError: there is no such checkpoint, or its run has kept none; or the overrides of the command line ask for
+            another run.
     """
     path = _checkpoint_file(spec)
     device = torch_device(spec.device)
@@ -69,6 +71,11 @@ def _checkpoint_file(spec: RunSpec) -> Path:
         with suppress(OSError, ValueError):  # The text may be no path at all.
             if path.is_file():
                 return path
+            if path.name == "checkpoint.pt" and Record(path.parent).done:
+                raise InputError(
+                    f"evaluate={spec.evaluate} is a run that has kept no network: train it anew with force=true and "
+                    "keep_network=true."
+                )
     raise InputError(
         f"evaluate={spec.evaluate} is neither a checkpoint, nor the folder of a run, nor a run id in {spec.paths.runs}."
     )

@@ -33,19 +33,11 @@ class Counters:
     """Of training alone: start-up, evaluation and checkpoints are not in it."""
     checkpoint_seconds: float = 0.0
     """Of writing checkpoints, but for the last one before each stop."""
-    sharp_steps: int = 0
-    forward_passes: float = 0.0
-    backward_passes: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     """Of the latest evaluation."""
     best_test_error: float = math.inf
     """The lowest of all evaluations, of which there are ``evaluations``."""
     evaluations: int = 0
-
-    @property
-    def propagations(self) -> float:
-        """The work so far, in passes over a batch, of which the backward pass is two thirds."""
-        return round((self.forward_passes + 2 * self.backward_passes) / 3, 6)
 
 
 @dataclass

@@ -37,10 +37,8 @@ class TrainingStep:
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Train on this rank's share of a batch: images [B, C, H, W], and labels [B] or soft targets [B, K]."""
-        state, method = self.state, self.state.method
-        state.counters.sharp_steps += method.sharp
-        state.sums.sharp_steps += method.sharp
-        passes_before = method.forward_passes, method.backward_passes
+        state = self.state
+        sharp_steps_before = state.method.sharp_steps
 
         # 1. Every micro-batch has a perturbation of its own, as if it were on a device of its own.
         size = self.spec.perturbation_batch
@@ -50,8 +48,7 @@ class TrainingStep:
             place = self.rank * (len(labels) // size) + index
             self._seed_dropout(stream("dropout", self.spec.seed, state.counters.step, place).initial_seed())
             self._add_gradient(x, y, share, last)
-        state.counters.forward_passes += share * (method.forward_passes - passes_before[0])
-        state.counters.backward_passes += share * (method.backward_passes - passes_before[1])
+        state.sums.sharp_steps += state.method.sharp_steps - sharp_steps_before
 
         # 2. The mean of their mixed gradients, averaged over the ranks, is clipped.
         if self.spec.recipe.clip_norm is not None:
@@ -68,20 +65,16 @@ class TrainingStep:
     def _add_gradient(self, x: Tensor, y: Tensor, share: float, last: bool) -> None:
         """Add a micro-batch's part of the step's gradient to ``.grad``, by one pass or, on a sharp step, by two."""
         passes: list[tuple[Tensor, slice | Tensor]] = []  # Losses and rows of every pass, the clean one first.
-        self.state.method.backward(partial(self._scaled_losses, x, y, share, passes), advance=last)
+        losses = partial(self._differentiated, x, y, passes)
+        self.state.method.backward(losses, advance=last, share=share, scaler=self.state.scaler)
         if len(passes) > 1:
             (clean, _), (perturbed, rows) = passes[0], passes[-1]
             self.state.sums.add_perturbed_pass(clean[rows].mean(), perturbed.mean(), share)
 
-    def _scaled_losses(
-        self,
-        x: Tensor,
-        y: Tensor,
-        share: float,
-        passes: list[tuple[Tensor, slice | Tensor]],
-        rows: slice | Tensor = slice(None),
+    def _differentiated(
+        self, x: Tensor, y: Tensor, passes: list[tuple[Tensor, slice | Tensor]], rows: slice | Tensor = slice(None)
     ) -> Tensor:
-        """What a pass of the method differentiates: the loss of each image, [n], with decay and the scaler's factor.
+        """What a pass of the method differentiates: the loss of each image, [n], with the decay.
 
         The plain losses, and the rows that they are of, are appended to ``passes``.
         """
@@ -90,8 +83,7 @@ class TrainingStep:
             self.state.sums.add_clean_pass(losses.detach(), logits.detach(), y)
         passes.append((losses.detach(), rows))
         strength = self.spec.recipe.l2
-        decay = l2(self.state.model.parameters(), strength) if strength else 0.0
-        return self.state.scaler.scale(share * (losses + decay))
+        return losses + l2(self.state.model.parameters(), strength) if strength else losses
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The cross-entropy of each image, [n], and the logits, [n, K]."""
@@ -110,7 +102,7 @@ class TrainingStep:
         size, model = self.spec.perturbation_batch, self.state.model
         x, y = images[:size], labels[:size]
         methods = [rst.RST(self.state.method.model, rho=0.0, schedule=never())]
-        if self.state.method.gate.any():
+        if self.spec.mean_p != 0:
             rho, variant = self.spec.variant.rho, self.spec.build_variant()
             methods += [rst.RST(self.state.method.model, rho=rho, schedule=always(), variant=variant)]
         for method in methods:

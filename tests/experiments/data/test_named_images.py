@@ -11,7 +11,9 @@ from rst.experiments.data import RunData
 from rst.experiments.data.cifar_files import KNOWN
 from rst.experiments.errors import InputError
 from rst.experiments.runs.identity import run_id
+from rst.experiments.runs.record import open_record
 from rst.experiments.spec import RunSpec
+from rst.experiments.training import train
 
 KEYS = ("dataset.root", "paths.data")
 
@@ -55,3 +57,15 @@ def test_a_named_folder_of_imagenet_that_is_not_there_is_refused(tmp_path: Path)
     spec = compose(["scale=smoke", "dataset=imagenet", "model=resnet50", f"dataset.root={tmp_path / 'none'}"])
     with pytest.raises(InputError, match=rf"^No ImageNet images \({tmp_path / 'none'} has no train and no val"):
         RunData(spec, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_run_that_is_done_prints_no_result_for_a_named_folder_that_is_not_there(key: str, tmp_path: Path) -> None:
+    done = spec_of("cpu", tmp_path, f"paths.runs={tmp_path / 'runs'}")
+    record = open_record(done)
+    with record.training(done):
+        record.finish({})
+    named = spec_of("cpu", tmp_path, f"paths.runs={tmp_path / 'runs'}", f"{key}={tmp_path / 'none'}")
+    assert run_id(named) == record.id
+    with pytest.raises(InputError, match=rf"^dataset\.root={tmp_path / 'none'} is not a folder: write the folder"):
+        train(named, show_progress=False)

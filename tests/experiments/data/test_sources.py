@@ -1,5 +1,6 @@
 """Loading a data set by its name: wrong arguments, the digits, and the real CIFAR-10."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,12 @@ def test_the_real_cifar10_is_accepted_and_cached(tmp_path: Path, real_data: Path
     assert_normalised_by_its_own_statistics("cifar10", first, 1e-6)
     assert torch.bincount(first.train.labels).tolist() == [5000] * 10
     assert_same(load("cifar10", **arguments), first)
+
+
+def test_preparing_the_digits_says_that_they_come_with_scikit_learn(
+    script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script("prepare_data", "digits") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("digits: 1,000 training and 797 test images, digest ")
+    assert said.endswith(". They come with scikit-learn.\n")

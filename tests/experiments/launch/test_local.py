@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rst.experiments.errors import InputError
 from rst.experiments.launch import local
 from rst.experiments.launch.local import run
-from rst.experiments.runs.record import SUMMARY_KEYS, Record
+from rst.experiments.runs.record import SUMMARY_KEYS
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun, runs_of
 from rst.experiments.training import loop
@@ -141,22 +141,6 @@ def test_a_run_that_diverges_is_neither_a_failure_nor_trained_again(
     assert run(runs, workers=1) == []
     assert [planned.record.starts for planned in runs] == starts
     assert "2 runs: 0 done, 2 diverged, 0 half done" in capsys.readouterr().out
-
-
-def test_images_or_devices_that_are_missing_are_said_before_a_run_starts(
-    trained: list[PlannedRun], tmp_path: Path
-) -> None:
-    nowhere = trained[0].spec.changed(
-        dataset={"name": "cifar10", "source": "auto", "root": str(tmp_path)}, paths={"data": str(tmp_path)}
-    )
-    missing = [PlannedRun(nowhere, Record(tmp_path / "missing"))]
-    with pytest.raises(InputError):
-        local.check(missing)
-    elsewhere = trained[0].spec.changed(device="cuda:99")
-    with pytest.raises(InputError, match="device=cuda:99"):
-        local.check([*demo(tmp_path), PlannedRun(elsewhere, Record(tmp_path / "elsewhere"))])
-    local.check([PlannedRun(elsewhere, trained[0].record)])  # It is done.
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_is_killed_fails_the_run_it_was_training_and_no_other(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from made_up_runs import table_files
 
 from rst.experiments.report import tables
-from rst.experiments.report.results import results
+from rst.experiments.report.results import one_look, results
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
@@ -56,6 +56,16 @@ def test_numbers_of_real_runs_are_those_of_their_records(tmp_path: Path) -> None
     assert sorted(records.index) == sorted(run.record.id for run in table.runs[2:])
     assert set(records["recipe.epochs"]) == {3}
     assert sorted(records["schedule.p"].dropna()) == [0.5, 0.5]
+
+
+def test_all_files_of_a_report_show_the_same_runs_though_one_ends_meanwhile(tmp_path: Path) -> None:
+    table = load_table("alone", [*TINY, f"paths.runs={tmp_path / 'runs'}"])
+    with one_look():
+        first = results(table)
+        first["n"] = 7  # What one reader does to its copy does not reach the next.
+        train(table.runs[0].spec, show_progress=False)
+        assert results(table)["n"].tolist() == [0, 0, 0]
+    assert results(table)["n"].tolist() == [1, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------ the command

@@ -66,6 +66,19 @@ FILES = {
         networks: {{ResNet50: []}}
         rows: {{SAM: [scheme=sam]}}
         """,
+    "minima": f"""
+        title: How sharp minima are
+        seeds: 2
+        metrics: [test_error, sharpness, lambda_max]
+        overrides: [measure_sharpness=true, {SMALL[1:]}
+        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam]}}
+        """,
+    "unmeasured": f"""
+        title: Asks for what its runs do not measure
+        metrics: [lambda_max]
+        overrides: {SMALL}
+        rows: {{SGD: [scheme=sgd]}}
+        """,
     "times": f"""
         title: Times alone
         seeds: 1
@@ -345,6 +358,39 @@ def test_two_errors_of_a_cell_are_two_lines(load: Load) -> None:
     for metric, error in (("top1_error_pct", "top-1"), ("top5_error_pct", "top-5")):
         paper = printed("table04", metric=metric, model="ResNet50", scheme="SAM")
         assert lines.loc[error, "Paper [%]"] == f"{paper['mean']:.2f} ± {paper['std']:.2f}"
+
+
+def test_how_sharp_minima_are_stands_beside_the_errors_and_counts_the_runs_that_measured_it(load: Load) -> None:
+    table = load("minima")
+    for run, error in zip(runs_of_cell(table, "SGD"), (5.0, 6.0), strict=True):
+        finish(run, test_error=error, sharpness=0.001234 * error, lambda_max=120.0 * error)
+    measured, done_before = runs_of_cell(table, "SAM")
+    finish(measured, test_error=4.0, sharpness=0.002, lambda_max=None)
+    finish(done_before, test_error=4.0)
+    lines = tables.readable(table)
+    ours = lines.set_index(["Scheme", "Metric"])["Ours"]
+    assert ours["SGD", "test error [%]"] == "5.50 ± 0.71 (n = 2)"
+    assert ours["SGD", "sharpness"] == "0.00679 ± 0.00087 (n = 2)"
+    assert ours["SGD", "λ_max"] == "660 ± 85 (n = 2)"
+    assert ours["SAM", "sharpness"] == "0.002 (n = 1/2)"
+    assert ours["SAM", "λ_max"] == "n = 0/2"
+    assert "λ_max the largest eigenvalue" in tables.caption(table, lines)
+
+
+def test_the_records_have_how_sharp_minima_are(load: Load) -> None:
+    table = load("minima")
+    finish(table.runs[0], gradient_norm=0.5, sharpness=0.25, lambda_max=8.0)
+    *_, latex, file = tables.write(table)
+    records = pd.read_csv(file)
+    assert records[["gradient_norm", "sharpness", "lambda_max"]].iloc[0].tolist() == [0.5, 0.25, 8.0]
+    assert "measure_sharpness" not in records
+    assert r"$\lambda$\_max" in latex.read_text(encoding="utf-8")
+
+
+def test_a_table_of_what_its_runs_do_not_measure_is_answered_in_one_sentence(load: Load) -> None:
+    match = r"unmeasured\.yaml, metrics: the runs of SGD do not measure lambda_max: write measure_sharpness=true"
+    with pytest.raises(InputError, match=match):
+        results(load("unmeasured"))
 
 
 @pytest.mark.parametrize(

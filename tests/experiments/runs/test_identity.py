@@ -76,8 +76,10 @@ NOT_IN_THE_ID = {
     *("device", "devices", "channels_last", "compile", "deterministic", "scale", "max_seeds", "datasets"),
     *(
         "force",
+        "keep_network",
         "evaluate",
         "evaluate_every",
+        "measure_sharpness",
         "dataset.root",
         "dataset.source",
         "paths.data",

@@ -1,6 +1,7 @@
-"""A run goes on only on the images that it began on, and says what else has changed since."""
+"""A run goes on, and prints its result, only on the images that it began on; it says what else has changed since."""
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -14,9 +15,11 @@ from stopped_runs import a_signal
 from rst.experiments.compose import compose
 from rst.experiments.data import image_folders
 from rst.experiments.errors import InputError
+from rst.experiments.launch import local
 from rst.experiments.runs.identity import run_id
 from rst.experiments.runs.record import Record, open_record
 from rst.experiments.spec import RunSpec
+from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training import Interrupted, train
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -65,6 +68,12 @@ def overwrite_an_image(images: Path) -> None:
     one.write_bytes(other.read_bytes())
 
 
+def age(images: Path) -> None:
+    """Date all folders back, so that their digest is kept in the cache."""
+    for folder in [images, *images.rglob("*")]:
+        os.utime(folder, (1_600_000_000, 1_600_000_000))
+
+
 def test_a_run_does_not_go_on_where_an_image_was_overwritten(images: Path) -> None:
     spec = spec_of(images)
     record = begun(spec)
@@ -91,12 +100,56 @@ def test_a_run_on_the_images_of_the_published_data_set_does_not_go_on_on_others(
     assert len(record.starts) == 1
 
 
+@pytest.mark.parametrize("published", [False, True], ids=["an own folder", "the published data set"])
+def test_a_run_that_is_done_does_not_print_its_result_where_an_image_was_overwritten(
+    images: Path, published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: published)
+    age(images)
+    record = train(spec_of(images), show_progress=False)
+    assert train(spec_of(images), show_progress=False).summary == record.summary
+    overwrite_an_image(images)
+    assert run_id(spec_of(images)) == record.id  # The times of the folders do not show the change.
+    words = f"{record.id} was begun on images with digest" if published else r"^dataset\.digest=.* have digest"
+    with pytest.raises(InputError, match=words):
+        train(spec_of(images), show_progress=False)
+    if not published:
+        assert run_id(spec_of(images)) != record.id  # The digest that was kept is forgotten.
+
+
+def test_a_run_that_is_done_does_not_print_its_result_where_its_folder_is_not_there(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: True)
+    spec = spec_of(images)
+    record = train(spec, show_progress=False)
+    nowhere = spec.changed(dataset={"root": str(images.parent / "nowhere")})
+    assert run_id(nowhere) == record.id
+    with pytest.raises(InputError, match=r"^No ImageNet images \(.*nowhere has no train and no val"):
+        train(nowhere, show_progress=False)
+
+
+def test_a_sweep_refuses_runs_that_are_done_on_other_images_than_those_that_are_here(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: True)
+    spec = spec_of(images)
+    runs = [PlannedRun(spec, train(spec, show_progress=False))]
+    local.check(runs)
+    overwrite_an_image(images)
+    with pytest.raises(InputError, match=f"{runs[0].record.id} was begun on images with digest"):
+        local.check(runs)
+    images.rename(images.parent / "moved")
+    local.check(runs)  # Where there are no images, the records are all that there is.
+
+
 def test_a_run_does_not_go_on_on_images_with_another_digest_than_its_latest_start(config: Config) -> None:
     record = begun(config())
     rewrite_last_start(record, data_digest="0123456789abcdef")
+    before = {path: path.read_bytes() for path in record.folder.iterdir()}
     with pytest.raises(InputError, match=r"begun on images with digest 0123456789ab: give those, or write force=true"):
         train(config(), show_progress=False)
-    assert not record.done
+    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -112,12 +165,13 @@ def test_a_run_that_goes_on_on_other_code_says_what_has_changed(
     changes: dict[str, Any], words: str, config: Config
 ) -> None:
     record = begun(config())
+    [start] = record.starts
     rewrite_last_start(record, **changes)
     with pytest.warns(UserWarning, match="the run goes on, but not as it began: ") as caught:
         train(config(), show_progress=False)
     (sentence,) = (str(warning.message) for warning in caught)
     assert words in sentence
-    assert record.done
+    assert record.starts == [start | changes, start]
 
 
 def test_a_run_that_goes_on_with_another_flag_says_so(config: Config) -> None:

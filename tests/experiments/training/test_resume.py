@@ -1,6 +1,5 @@
 """A run that is stopped, at any step and in any way, ends as one that never was."""
 
-import json
 import os
 import signal
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from stopped_runs import a_signal, assert_same_outcome, in_sessions, whole_checkpoints
 
-from rst.experiments.errors import InputError
 from rst.experiments.runs.record import Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import Interrupted, checkpoint, loop, train
@@ -116,41 +114,6 @@ def test_a_line_is_added_to_the_starts_each_time_the_run_goes_on(config: Config)
     record = in_sessions(config(), 2)
     assert len(record.starts) == 3  # of 6 steps
     assert all(start == record.starts[0] for start in record.starts)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"git_commit": "another"}, "git_commit another -> "),
-        ({"threads": 99}, "threads 99 -> 1"),
-        ({"compile": True}, "compile True -> False"),
-        ({"torch": "1.0", "device": "NVIDIA H100"}, "torch 1.0 -> .*, device NVIDIA H100 -> cpu"),
-    ],
-    ids=str,
-)
-def test_a_run_that_goes_on_under_other_conditions_says_what_has_changed(
-    config: Config, change: dict[str, object], words: str
-) -> None:
-    with a_signal(signal.SIGINT, "step", 4), pytest.raises(Interrupted):
-        train(config(), show_progress=False)
-    record = open_record(config())
-    [start] = record.starts
-    (record.folder / "starts.jsonl").write_text(json.dumps(start | change) + "\n")
-    with pytest.warns(UserWarning, match=f"the run goes on, but not as it began: {words}"):
-        train(config(), show_progress=False)
-    assert record.starts == [start | change, start]
-
-
-def test_a_run_does_not_go_on_with_other_images(config: Config) -> None:
-    with a_signal(signal.SIGINT, "step", 4), pytest.raises(Interrupted):
-        train(config(), show_progress=False)
-    record = open_record(config())
-    [start] = record.starts
-    (record.folder / "starts.jsonl").write_text(json.dumps(start | {"data_digest": "0" * 64}) + "\n")
-    before = {path: path.read_bytes() for path in record.folder.iterdir()}
-    with pytest.raises(InputError, match=f"{record.id} was begun on images with digest 000000000000: give those, or"):
-        train(config(), show_progress=False)
-    assert {path: path.read_bytes() for path in record.folder.iterdir()} == before
 
 
 # ------------------------------------------------------------------------------------------- checkpoints by the clock

@@ -16,7 +16,7 @@ Config = Callable[..., RunSpec]
 Pass = tuple[int, bool, bool]
 """Of a pass: how many images, whether in training mode, and whether with gradients."""
 
-VARIANTS = ["sam", "asam", "gsam", "looksam", "esam", "ssam_f", "ssam_d"]
+VARIANTS = ["sam", "asam", "friendly", "gsam", "looksam", "esam", "ssam_f", "ssam_d"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rst.experiments.errors import InputError
 from rst.experiments.report.figures.panels import (
     data_of,
     families_of,
@@ -21,6 +22,7 @@ from rst.experiments.report.figures.panels import (
 )
 from rst.experiments.tables.expansion import Cell, Table
 from rst.gate import Gate
+from rst.schedules import Schedule
 
 TIME_LABEL = "t/T, share of the training"
 DOTS = 100
@@ -39,6 +41,14 @@ def schedules(table: Table) -> Figure:
     return figure
 
 
+def p_of(cell: Cell) -> Schedule:
+    """p(t) of a row. Raises InputError where it has none, since the clean pass of each step decides."""
+    p = cell.spec.p
+    if not isinstance(p, Schedule):
+        raise InputError(f"row {cell.row} has schedule {p}, which is no p(t) that can be drawn: leave the row out.")
+    return p
+
+
 def gates(table: Table) -> Figure:
     """p(t) of each row, and the gate X_t that seed 0 draws from it (Figure 8); one panel for each row."""
     data = data_of(table)
@@ -48,7 +58,7 @@ def gates(table: Table) -> Figure:
     for ax in axes.flat[len(rows) :]:
         ax.remove()
     for ax, (row, cell) in zip(axes.flat, rows.items(), strict=False):
-        schedule, steps = cell.spec.p, cell.spec.total_steps
+        schedule, steps = p_of(cell), cell.spec.total_steps
         gate, t = Gate(schedule, steps, seed=0), _some(steps, DOTS)
         ax.plot(t / steps, [schedule(s, steps) for s in t.tolist()], color="black")
         ax.plot(t / steps, gate.steps.numpy()[t], "o", color="C1", alpha=0.6, markersize=3, mew=0, clip_on=False)
@@ -73,7 +83,7 @@ def draw_schedules(ax: Axes, data: pd.DataFrame, family: str, looks: dict[str, d
     """Draw p(t) of each row of the family over t/T, as a staircase of its steps; return the title of the panel."""
     cells, parameter = _labelled(data, family)
     for i, (label, cell) in enumerate(cells.items()):
-        schedule, steps = cell.spec.p, cell.spec.total_steps
+        schedule, steps = p_of(cell), cell.spec.total_steps
         t = _some(steps, 500)
         p = [schedule(s, steps) for s in t.tolist()]
         at = [len(t) * (2 * i + 1) // (2 * len(cells))]  # one marker on each line, at different t

@@ -1,0 +1,70 @@
+"""Whole epochs in the project's settings for a CPU, beside the loop that most people would write."""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from rst.experiments.bench.peers import PilImages, data_loader, pytorch_optimizer_sam
+from rst.experiments.bench.table import Row, Table
+from rst.experiments.bench.trainer import Trainer
+from rst.experiments.bench.turns import Step, median_ratio, progress, take_turns, wall_clock
+from rst.experiments.build import build_model
+from rst.experiments.data import Split
+
+SETTINGS = ("scale=cpu", "model=wrn16_1")
+SCHEMES = {
+    "SAM": ("scheme=sam",),
+    # Every second step is sharp, so that all epochs cost the same.
+    "G-RST[50%]": ("scheme=grst", "schedule=periodic", "schedule.k=2"),
+}
+NOTE = (
+    "Images a second of whole training epochs of one network on images of 32x32 pixels, with augmentation. Ours "
+    "are those of scale=cpu, with its precision, four micro-batches and metrics; the conventional loop is "
+    "float32, with a DataLoader of two workers, torchvision's augmentation and pytorch_optimizer's SAM on SGD, "
+    "with one perturbation a batch."
+)
+
+
+def measure(device: torch.device, rounds: int = 5, images: int = 512, settings: Sequence[str] = SETTINGS) -> Table:
+    """A row for each scheme of ours, and one for the conventional SAM."""
+    trainers = {name: Trainer(device, *settings, *scheme, images=images) for name, scheme in SCHEMES.items()}
+    contenders = {
+        "conventional SAM": conventional_epoch(trainers["SAM"], device),
+        **{name: trainer.epoch for name, trainer in trainers.items()},
+    }
+    with progress("epoch", rounds) as bar:
+        times = take_turns(contenders, rounds, wall_clock(device), bar)
+    [conventional, *_] = contenders
+    rows: list[Row] = [
+        {
+            "loop": name,
+            "images_per_second": images / statistics.median(seconds),
+            "over_conventional_SAM": median_ratio(times[conventional], seconds),
+        }
+        for name, seconds in times.items()
+    ]
+    return Table("epoch", "Whole epochs", NOTE, rounds, rows)
+
+
+def conventional_epoch(trainer: Trainer, device: torch.device) -> Step:
+    """An epoch of the same network on the same images, in the loop that a tutorial would show."""
+    spec, split = trainer.spec, trainer.run.data.train
+    assert isinstance(split, Split)
+    pictures = PilImages(split.images, split.labels, spec.dataset.mean, spec.dataset.std)
+    loader = data_loader(pictures, spec.recipe.batch_size)
+    model = build_model(spec.changed(channels_last=False), device)
+    optimizer = pytorch_optimizer_sam()(
+        model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9, weight_decay=5e-4
+    )
+
+    def epoch() -> None:
+        for images, labels in loader:
+            x, y = images.to(device), labels.to(device)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.first_step(zero_grad=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.second_step(zero_grad=True)
+
+    return epoch

@@ -1,0 +1,108 @@
+"""Time, memory and passes of every variant of SAM."""
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import rst
+from rst.experiments.bench.table import Table
+from rst.experiments.bench.turns import Step, median_ratio, progress, take_turns, wall_clock
+from rst.experiments.models import WideResNet
+from rst.variants import Variant
+
+VARIANTS: Mapping[str, str | Variant] = {
+    **{name: name for name in ("sam", "asam", "friendly", "gsam", "looksam", "esam")},
+    # One mask for the whole measurement: what an update of the mask costs is not measured here.
+    "ssam_f": rst.variants.SSAMF(update_every=100_000),
+    "ssam_d": rst.variants.SSAMD(update_every=100_000),
+}
+STEPS = 5
+"""How many steps a contender makes in one turn: LookSAM's cycle."""
+NOTE = (
+    "A sharp step of each variant over a step of SGD: its wall time, the most bytes of tensors that it makes and "
+    "holds at once, and its passes, each of one forward and one backward propagation. The network is a WRN-10-2, "
+    "with a batch of 64 images of 32x32 pixels."
+)
+
+
+def measure(
+    device: torch.device, rounds: int = 7, variants: Mapping[str, str | Variant] = VARIANTS, batch: int = 64
+) -> Table:
+    """A row for each variant."""
+    sgd = SharpStep(device, rst.schedules.never(), "sam", batch)
+    contenders = {name: SharpStep(device, rst.schedules.always(), v, batch) for name, v in variants.items()}
+    with progress("variants", rounds) as bar:
+        times = take_turns({"sgd": sgd, **contenders}, rounds, wall_clock(device), bar, STEPS)
+    memory = peak_memory(sgd)
+    rows = [
+        {
+            "variant": name,
+            "time_over_sgd": median_ratio(times[name], times["sgd"]),
+            "memory_over_sgd": max(peak_memory(step) for _ in range(STEPS)) / memory,
+            "passes": 1 + step.method.expected_extra_propagations,
+        }
+        for name, step in contenders.items()
+    ]
+    return Table("variants", "What the variants cost", NOTE, rounds, rows)
+
+
+class SharpStep:
+    """A WRN-10-2 in training on one batch of random images. A call makes one step."""
+
+    def __init__(
+        self, device: torch.device, schedule: rst.schedules.Schedule, variant: str | Variant, batch: int
+    ) -> None:
+        self.model = WideResNet(depth=10, widen_factor=2, num_classes=10).to(device)
+        self.images = torch.randn(batch, 3, 32, 32, device=device)
+        self.labels = torch.randint(10, (batch,), device=device)
+        self.method = rst.RST(self.model, rho=0.1, schedule=schedule, variant=variant, total_steps=100_000)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+    def losses(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """The losses of some of the images, float32 [N]."""
+        return F.cross_entropy(self.model(self.images[rows]), self.labels[rows], reduction="none")
+
+    def __call__(self) -> None:
+        self.method.backward(self.losses)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside, the bytes of all tensors that operations made and that still exist (`now`), and their `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return outputs
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_memory(step: Step) -> int:
+    """The most bytes that tensors made in a step occupy at once."""
+    with LiveBytes() as live:
+        step()
+    return live.peak
