@@ -145,7 +145,7 @@ class Weights:
         if not indices:
             raise RuntimeError(
                 "the clean pass left no gradient: call (weight * loss).backward() in every pass, and zero_grad() only "
-                "after the last one" + (", and leave set_requires_gradient_sync alone." if self.is_sharded else ".")
+                "after the last one" + (", and leave set_requires_gradient_sync alone." if self._parts.sharded else ".")
             )
         if any(gradient.layout is not torch.strided for gradient in gradients):
             raise RuntimeError(

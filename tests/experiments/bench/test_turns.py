@@ -38,6 +38,11 @@ def test_an_operation_on_many_tensors_counts_once() -> None:
     assert operations(lambda: [tensor.mul_(2.0) for tensor in tensors]) == 3
 
 
+def test_the_marks_of_an_optimizer_for_a_profiler_are_no_operations() -> None:
+    optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)])
+    assert operations(optimizer.zero_grad) == 0
+
+
 def test_the_number_of_threads_comes_back() -> None:
     before = torch.get_num_threads()
     with one_thread():
