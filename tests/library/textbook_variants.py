@@ -151,10 +151,8 @@ class FriendlySam(Sam):
 
     def sharp(self, model: nn.Module, devices: list[Device], clean: list[Tensor], t: int, rho: float) -> list[Tensor]:
         shares = self.shares or [1 / len(clean)] * len(clean)
-        result, g = (
-            super().sharp(model, devices, clean, t, rho),
-            sum(s * own for s, own in zip(shares, clean, strict=True)),
-        )
+        result = super().sharp(model, devices, clean, t, rho)
+        g = torch.stack([share * own for share, own in zip(shares, clean, strict=True)]).sum(0)
         self.m = g if self.m is None else self.decay * self.m + (1 - self.decay) * g
         return result
 
