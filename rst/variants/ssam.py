@@ -38,17 +38,22 @@ class SSAM(Variant):
         self.due = 0
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
-        """Remember the parameters and t, which decide whether and how a mask is made later in the step."""
+        """Remember the parameters and t, which decide whether and how a mask is made later in the step.
+
+        Raises ValueError for complex parameters, which have no order by size.
+        """
+        if any(p.is_complex() for p in parameters.values()):
+            raise ValueError(f"{type(self).__name__} needs real weights: leave complex ones out with only=.")
         self.parameters, self.t = parameters, t
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
         """Turn g into ρ m ⊙ g / ‖g‖."""
         radius = rho / (gradient.norm() + EPSILON)
-        masked = [name in self.mask for name in gradient.names]
-        torch._foreach_mul_(
-            [piece for piece, has_mask in zip(gradient, masked, strict=True) if has_mask],
-            [self.mask[name] for name, has_mask in zip(gradient.names, masked, strict=True) if has_mask],
-        )
+        named = zip(gradient.names, gradient, strict=True)
+        masked = [(piece, self.mask[name]) for name, piece in named if name in self.mask]
+        if masked:
+            pieces, masks = zip(*masked, strict=True)
+            torch._foreach_mul_(pieces, masks)
         torch._foreach_mul_(gradient, radius)
 
     @property

@@ -41,6 +41,20 @@ def test_a_bad_value_is_refused(bad, sentence):
         rst.RST(MODEL, **{**GOOD, **bad})
 
 
+def test_the_constructor_takes_no_word_that_it_does_not_know():
+    with pytest.raises(TypeError, match="gama_ratio"):
+        rst.RST(MODEL, **GOOD, gama_ratio=1.0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "1", None, True])
+@pytest.mark.parametrize("call", [lambda m, s: m.passes(share=s), lambda m, s: m.backward(MODEL, share=s)])
+def test_a_bad_share_is_refused_before_the_first_pass(call, share):
+    method = rst.RST(MODEL, **GOOD)
+    with pytest.raises(ValueError, match=r"share must be a number in \[0, 1\], got"):
+        call(method, share)
+    assert MODEL.weight.grad is None
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_a_bad_value_of_a_callable_rho_is_refused_at_the_step_that_asks_for_it(value):
     method = rst.RST(MODEL, lambda t, total_steps: value, schedules.always())

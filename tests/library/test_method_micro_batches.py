@@ -3,7 +3,7 @@
 import pytest
 import torch
 from textbook import batch, clean_gradient, gradient, loss_on, mixed_gradient, perceptron
-from textbook_variants import Device, Sam, device_of, network, set_gradient, step_gradient, vector
+from textbook_variants import Device, FriendlySam, Sam, device_of, network, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
 from variant_cases import ALWAYS, NEVER, ORACLES, RHO, SEED, STEPS, VARIANTS, close, variants, without_per_sample_loss
@@ -95,13 +95,6 @@ def test_the_passes_of_a_micro_batch_draw_the_same_dropout_masks_and_the_next_on
         assert not torch.equal(masks[i], masks[i - 2])
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), None])
-def test_a_share_outside_the_unit_interval_is_refused(share):
-    method = rst.RST(perceptron(), RHO, ALWAYS)
-    with pytest.raises(ValueError, match=r"share must be a number in \[0, 1\], got"):
-        method.passes(share=share)
-
-
 # Against hand-written devices -----------------------------------------------------------------------------------------
 
 SCHEMES = {
@@ -127,7 +120,9 @@ class OneAfterAnother:
         ]
 
 
-def oracle_of(name: str) -> Sam | OneAfterAnother:
+def oracle_of(name: str, shares: list[float] = QUARTERS) -> Sam | OneAfterAnother:
+    if name == "friendly":
+        return FriendlySam(0.8, 0.7, shares)
     return OneAfterAnother(ORACLES[name]()) if name.startswith("ssam") else ORACLES[name]()
 
 
@@ -148,7 +143,7 @@ def assert_trains_like_devices(
 ) -> None:
     """The gradient and the weights of every step, with a micro-batch for each device of the textbook version."""
     schedule, c = SCHEMES[scheme]
-    model, expected, oracle = still_network(), still_network(), oracle_of(name)
+    model, expected, oracle = still_network(), still_network(), oracle_of(name, shares)
     optimizer, textbook = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, expected))
     method = rst.RST(
         model,

@@ -158,6 +158,44 @@ def test_real_and_complex_weights_are_one_vector_of_real_numbers(name, c):
     assert_bitwise(model.second.detach(), second)
 
 
+class Mixed(nn.Module):
+    """A real and a complex layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.real, self.complex = nn.Linear(4, 4), nn.Linear(4, 3, dtype=torch.cfloat)
+
+    def losses(self, rows=slice(None)) -> Tensor:
+        return self.complex(self.real(X[rows]).cfloat()).abs().square().mean(1)
+
+
+@pytest.mark.parametrize("c", [1.0, 2.0])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("ssam")])
+def test_every_variant_but_ssam_moves_real_and_complex_weights(name, c):
+    model = Mixed()
+    before = [p.detach().clone() for p in model.parameters()]
+    method = sharp(model, gamma_ratio=c, variant=VARIANTS[name]())
+    for _ in range(3):
+        for i in range(2):
+            method.backward(model.losses, i == 1, 0.5)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    assert model.complex.weight.grad.is_complex()
+    assert_bitwise([p.detach() for p in model.parameters()], before)
+
+
+@pytest.mark.parametrize("name", ["ssam_f", "ssam_d"])
+def test_ssam_refuses_complex_weights_and_takes_the_real_ones_beside_them(name):
+    model = Mixed()
+    with pytest.raises(ValueError, match=r"^SSAM[FD] needs real weights: leave complex ones out with only=.$"):
+        sharp(model, variant=VARIANTS[name](), total_steps=3).backward(model.losses)
+    method = sharp(model, variant=VARIANTS[name](), total_steps=3, only=lambda name, p: not p.is_complex())
+    for _ in range(3):
+        method.backward(model.losses)
+    assert method.t == 3
+    assert method.variant.state_dict()["mask"].keys() == {"real.weight", "real.bias"}
+
+
 # Models that change during training -----------------------------------------------------------------------------------
 
 
@@ -180,6 +218,33 @@ def test_a_layer_may_be_unfrozen_and_frozen_during_training(name):
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
         assert_bitwise([p.detach() for p in model.parameters()], before)
         model.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["ssam_f", "ssam_d"])
+def test_a_layer_that_is_unfrozen_is_perturbed_as_a_whole_until_the_next_mask(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    model[0].requires_grad_(False)
+    method, unmoved = sharp(model, variant=VARIANTS[name](), total_steps=9), []
+
+    def losses(rows=slice(None)) -> Tensor:
+        unmoved.append(model[0].weight.detach().clone())
+        return model(X.double()[rows]).square().mean(1)
+
+    for t in range(5):
+        if t == 1:
+            model.requires_grad_(True)
+        unmoved.clear()
+        method.backward(losses)
+        moved = (unmoved[-1] != unmoved[0]).sum().item()
+        mask = method.variant.state_dict()["mask"]
+        if t == 0:
+            assert moved == 0
+        elif t < 3:
+            assert moved == 16
+            assert "0.weight" not in mask
+    assert "0.weight" in mask
+    assert moved == mask["0.weight"].sum() < 16
 
 
 def test_looksam_gives_an_unfrozen_layer_no_direction_before_its_first_step_of_sam():

@@ -76,7 +76,8 @@ def test_training_equals_the_textbook_version(name, scheme):
         optimizer.step()
         optimizer.zero_grad()
         close(state(model, optimizer), state(expected, textbook))
-    close(state_on_one_device(method.variant), oracle.state())
+    if name != "friendly":  # whose mean has the last gradient only at the next sharp step: see `test_friendly.py`
+        close(state_on_one_device(method.variant), oracle.state())
 
 
 def test_all_variants_and_schemes_train_to_different_weights():

@@ -46,6 +46,7 @@ COSTS = {
     "asam": 1,
     "gsam": 1,
     "looksam": 1 / 3,
+    "friendly": 1,
     "esam": 1 / 2 + 1 / 3,
     "ssam_f": 1,
     "ssam_d": 1,

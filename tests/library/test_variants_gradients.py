@@ -19,6 +19,7 @@ from variant_cases import (
     combining,
     epsilon_of,
     left,
+    mask_of,
     random,
     step,
     variants,
@@ -27,7 +28,7 @@ from variant_cases import (
 
 import rst
 from rst import schedules
-from rst.variants import LookSAM
+from rst.variants import SSAMD, SSAMF, LookSAM
 
 # Gradients that are not finite, or zero -------------------------------------------------------------------------------
 
@@ -63,6 +64,35 @@ def test_looksam_takes_plain_steps_as_long_as_no_direction_was_finite():
     close(step(method, model, g[3], g[4]), g[4])
     v = g[4] - g[4] @ unit(g[3]) * unit(g[3])
     close(step(method, model, g[5]), g[5] + 0.7 * g[5].norm() * unit(v))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("kind", [SSAMF, SSAMD])
+def test_ssam_keeps_its_old_mask_where_a_gradient_is_not_finite_and_makes_one_at_the_next_sharp_step(kind, value):
+    """As in the first steps under a loss scaler, whose overflows would else choose the mask of a whole period."""
+    model = Chosen(40)
+    method = rst.RST(model, RHO, ALWAYS, total_steps=9, variant=kind(update_every=3))
+    masks = []
+    for t in range(6):
+        gradients = random(t, 4, 40)
+        if t == 3:
+            gradients[0, 7] = value
+        epsilon_of(method, model, gradients)
+        masks.append(mask_of(method))
+    changed = [not torch.equal(*pair) for pair in pairwise(masks)]
+    assert changed == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_ssam_f_perturbs_all_weights_as_long_as_it_has_no_mask(value):
+    model = Chosen(40)
+    method = rst.RST(model, RHO, ALWAYS, total_steps=9, variant=SSAMF(update_every=3))
+    first = random(0, 4, 40)
+    first[0, 7] = value
+    epsilon_of(method, model, first)
+    assert method.variant.state_dict() == {"mask": {}, "due": 0}
+    epsilon_of(method, model, random(1, 4, 40))
+    assert mask_of(method).sum() == 20
 
 
 @variants

@@ -139,18 +139,20 @@ class FriendlySam(Sam):
     """ε = ρ d/‖d‖ with d = g - σ m, then m <- λ m + (1 - λ) g, g being the mean over the devices. The first m is g.
 
     In the first sharp step, which has no m yet, d is g. A step uses m as it was before, as the authors' code does; at
-    σ = 1 the new m gives the same direction, because g - (λ m + (1 - λ) g) = λ (g - m).
+    σ = 1 the new m gives the same direction, because g - (λ m + (1 - λ) g) = λ (g - m). The devices may have shares.
     """
 
-    def __init__(self, sigma: float, decay: float) -> None:
-        self.sigma, self.decay, self.m = sigma, decay, None
+    def __init__(self, sigma: float, decay: float, shares: list[float] | None = None) -> None:
+        self.sigma, self.decay, self.shares, self.m = sigma, decay, shares, None
 
     def epsilon(self, theta: Tensor, g: Tensor, rho: float) -> Tensor:
         d = g if self.m is None else g - self.sigma * self.m
         return rho * d / d.norm()
 
     def sharp(self, model: nn.Module, devices: list[Device], clean: list[Tensor], t: int, rho: float) -> list[Tensor]:
-        result, g = super().sharp(model, devices, clean, t, rho), torch.stack(clean).mean(0)
+        shares = self.shares or [1 / len(clean)] * len(clean)
+        result = super().sharp(model, devices, clean, t, rho)
+        g = torch.stack([share * own for share, own in zip(shares, clean, strict=True)]).sum(0)
         self.m = g if self.m is None else self.decay * self.m + (1 - self.decay) * g
         return result
 

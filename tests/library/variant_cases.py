@@ -10,6 +10,7 @@ from textbook_variants import (
     Asam,
     Chosen,
     Esam,
+    FriendlySam,
     Gsam,
     LookSam,
     Sam,
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 import rst
 from rst import schedules
 from rst.streams import stream
-from rst.variants import ASAM, ESAM, GSAM, NAMES, SAM, SSAMD, SSAMF, LookSAM, Variant
+from rst.variants import ASAM, ESAM, GSAM, NAMES, SAM, SSAMD, SSAMF, FriendlySAM, LookSAM, Variant
 
 STEPS, SEED, RHO = 20, 1, 0.1
 
@@ -46,6 +47,7 @@ VARIANTS: dict[str, Callable[[], Variant]] = {
     "asam": lambda: ASAM(eta=0.01),
     "gsam": lambda: GSAM(alpha=0.4),
     "looksam": lambda: LookSAM(k=3, alpha=0.7),
+    "friendly": lambda: FriendlySAM(sigma=0.8, decay=0.7),
     "esam": lambda: ESAM(beta=0.6, gamma=0.5),
     "ssam_f": lambda: SSAMF(sparsity=0.3, update_every=3, samples=5),
     "ssam_d": lambda: SSAMD(sparsity=0.3, update_every=3, drop=0.5),
@@ -56,6 +58,7 @@ ORACLES: dict[str, Callable[[], Sam]] = {
     "asam": lambda: Asam(eta=0.01),
     "gsam": lambda: Gsam(alpha=0.4),
     "looksam": lambda: LookSam(k=3, alpha=0.7),
+    "friendly": lambda: FriendlySam(0.8, 0.7),
     "esam": lambda: Esam(0.6, 0.5, draws),
     "ssam_f": lambda: SsamF(0.3, 3, samples=5),
     "ssam_d": lambda: SsamD(0.3, 3, 0.5, noise, STEPS),
