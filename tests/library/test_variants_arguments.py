@@ -55,7 +55,7 @@ def test_a_name_means_the_variant_with_its_default_options(name):
 
 @pytest.mark.parametrize("value", ["sams", None, ASAM])
 def test_an_unknown_variant_is_refused_with_a_list_of_the_names(value):
-    with pytest.raises(ValueError, match="sam, asam, gsam, looksam, esam, ssam_f, ssam_d, or an instance"):
+    with pytest.raises(ValueError, match="sam, asam, gsam, looksam, friendly, esam, ssam_f, ssam_d, or an instance"):
         rst.RST(network(), RHO, ALWAYS, variant=value)
 
 
