@@ -108,10 +108,11 @@ class Weights:
         if named and not any(self._is_perturbed):
             raise ValueError("only(name, parameter) is false for every trainable parameter: it must be true for some.")
         groups = [_groups(name, p) for name, p in named]
-        if self._must_be_whole and any(groups):
-            raise ValueError("the variant needs whole parameters, but they are sharded: use DistributedDataParallel.")
+        are_distributed = any(hasattr(p, "device_mesh") for p in self.parameters)
+        if self._must_be_whole and are_distributed:
+            raise ValueError("the variant needs whole parameters, and these are DTensors: use DistributedDataParallel.")
         self._groups = groups if any(groups) else None
-        self._is_plain = not any(hasattr(p, "device_mesh") or p.is_complex() for p in self.parameters)
+        self._is_plain = not are_distributed and not any(p.is_complex() for p in self.parameters)
         self._saved: list[Tensor | None] = [None] * len(named)
         self._copies: list[Tensor | None] = [None] * len(named)
         return True

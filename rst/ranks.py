@@ -47,7 +47,10 @@ def check_wrappers(modules: Sequence[nn.Module], own_gradient: bool) -> None:
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in modules):
         raise ValueError("FullyShardedDataParallel runs no second forward pass: shard the model with fully_shard.")
     if is_sharded and own_gradient:
-        raise ValueError("with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True.")
+        raise ValueError(
+            "with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True, or use "
+            "DistributedDataParallel where the variant refuses that."
+        )
     if own_gradient and any(wrapper.static_graph for wrapper in wrappers):
         raise ValueError(
             "DistributedDataParallel(static_graph=True) averages the gradients of every pass: leave it out, or "

@@ -375,13 +375,16 @@ def run_refusals(rank: int) -> dict[str, str]:
         model[5].bias = nn.Parameter(DTensor(weight, layout, requires_grad=False))
         make(model)
 
-    sharded = shard(network())
+    sharded, replicated = shard(network()), distribute_module(network(), mesh_of("2"))
     cases = {
         "local": lambda: make(sharded, synced=False),
         "local, made before": made_before,
         "local, closed gate": lambda: rst.RST(sharded, RHO, schedules.never()),
         "gsam": lambda: make(sharded, synced=False, variant="gsam"),
         "looksam": lambda: make(sharded, synced=False, variant="looksam"),
+        "gsam, closed gate": lambda: rst.RST(sharded, RHO, schedules.never(), variant="gsam"),
+        "looksam, replicated": lambda: make(replicated, synced=False, variant="looksam"),
+        "ssam_d, replicated": lambda: make(replicated, variant="ssam_d"),
         "ssam_f": lambda: make(sharded, variant="ssam_f"),
         "ssam_d": lambda: make(sharded, variant="ssam_d"),
         "FullyShardedDataParallel": lambda: make(
@@ -497,13 +500,18 @@ def test_the_state_of_each_rank_resumes_a_variant_with_a_state_to_the_bit(ranks)
         assert_bitwise(rank["state of a rank"]["continued"], rank["state of a rank"]["never stopped"])
 
 
+WHOLE = "ValueError: the variant needs whole parameters, and these are DTensors: use DistributedDataParallel."
+AVERAGED = "ValueError: with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True"
 REFUSALS = {
-    "local": "ValueError: with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True.",
-    "local, made before": "give sync_perturbation=True",
-    "gsam": "ValueError: GSAM needs whole parameters: use DistributedDataParallel.",
-    "looksam": "ValueError: LookSAM needs whole parameters",
-    "ssam_f": "ValueError: SSAMF needs whole parameters",
-    "ssam_d": "ValueError: SSAMD needs whole parameters",
+    "local": AVERAGED,
+    "local, made before": AVERAGED,
+    "gsam": "use DistributedDataParallel where the variant refuses that",
+    "looksam": "use DistributedDataParallel where the variant refuses that",
+    "gsam, closed gate": WHOLE,
+    "looksam, replicated": WHOLE,
+    "ssam_f": WHOLE,
+    "ssam_d": WHOLE,
+    "ssam_d, replicated": WHOLE,
     "FullyShardedDataParallel": "shard the model with fully_shard",
     "unreduced": "leave set_requires_gradient_sync alone",
     "offloaded": "leave out CPUOffloadPolicy",
