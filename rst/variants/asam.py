@@ -20,11 +20,13 @@ class ASAM(Variant):
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
         """Turn g into ρ T² g / ‖T g‖."""
-        torch._foreach_copy_(scratch, weights)
-        torch._foreach_abs_(scratch)
+        scale = weights  # The sign of a factor that enters twice, and once in a norm, has no effect.
         if self.eta:
-            torch._foreach_add_(scratch, self.eta)  # T
-        torch._foreach_mul_(gradient, scratch)  # T g
+            scale = scratch
+            torch._foreach_copy_(scale, weights)
+            torch._foreach_abs_(scale)
+            torch._foreach_add_(scale, self.eta)
+        torch._foreach_mul_(gradient, scale)  # T g
         radius = rho / (gradient.norm() + EPSILON)
-        torch._foreach_mul_(gradient, scratch)
+        torch._foreach_mul_(gradient, scale)
         torch._foreach_mul_(gradient, radius)
