@@ -42,7 +42,6 @@ class Gate:
         seed: any integer.
 
     Attributes:
-        known: True: X_t is known before the clean pass of step t.
         mean: the mean of p(t), in [0, 1].
 
     Raises:
@@ -51,8 +50,6 @@ class Gate:
 
     Warns where every drawn gate is open, or every one closed, although 0 < mean p < 1.
     """
-
-    known: ClassVar[bool] = True
 
     def __init__(self, schedule: ScheduleLike, total_steps: int | None, seed: int) -> None:
         _check_schedule(schedule)
@@ -75,6 +72,20 @@ class Gate:
                 "seed.",
                 stacklevel=4,  # the line that makes the `RST`, which calls `make_gate`
             )
+
+    @property
+    def may_open(self) -> bool:
+        """Whether any step may be sharp."""
+        return self.mean > 0
+
+    @property
+    def ratio(self) -> float:
+        """1 / (mean of p(t)), the c = γ/ρ that keeps SAM's regularisation (eq. 8). Raises ValueError where p is 0."""
+        if self.mean == 0:
+            raise ValueError(
+                f"gamma_ratio 'auto' is 1 / (mean of p(t)), which is 0 for {self.schedule}: give a number."
+            )
+        return 1 / self.mean
 
     @property
     def steps(self) -> Tensor:
@@ -128,13 +139,13 @@ class AdaptiveGate:
         seed: any integer, which takes no part in the decision.
 
     Attributes:
-        known: False: `decide` says what X_t is.
+        may_open: True: any step may be sharp.
 
     Raises:
         ValueError: a total_steps that is wrong or missing; a seed that is no integer.
     """
 
-    known: ClassVar[bool] = False
+    may_open: ClassVar[bool] = True
 
     def __init__(self, schedule: AESAM, total_steps: int | None, seed: int) -> None:
         if total_steps is None:
@@ -173,6 +184,11 @@ class AdaptiveGate:
     def steps(self) -> Tensor:
         """Raises ValueError: see `Gate.steps`."""
         raise self._not_known("the gate of the whole training")
+
+    @property
+    def ratio(self) -> float:
+        """Raises ValueError: see `Gate.ratio`."""
+        raise self._not_known("gamma_ratio 'auto', which is 1 / (mean of p(t)),")
 
     @property
     def mean(self) -> float:

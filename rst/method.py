@@ -23,7 +23,7 @@ A variant of SAM (`rst.variants`) computes another gradient in the place of g_s;
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +35,11 @@ from rst.checks import in_unit_interval, non_negative
 from rst.gate import ScheduleLike, make_gate
 from rst.perturbation import EPSILON, Only, Vector, Weights
 from rst.schedules import AESAM
-from rst.variants import Closure, Variant, variant_of
+from rst.variants import Closure, MicroBatch, Variant, variant_of
 
 Weight = float | Tensor
 Passes = Generator[Weight, None, None]
-
-
-class MicroBatch(NamedTuple):
-    """A micro-batch of a step; ``factor`` is share times loss scale, ``observe`` calls `Variant.observe`."""
-
-    number: int
-    last: bool
-    share: float
-    factor: Weight
-    observe: Callable[[], None]
+_COUNTERS = ("t", "sharp_steps", "forward_passes", "backward_passes", "_plain_passes")
 
 
 class RST:
@@ -100,10 +91,9 @@ class RST:
         sync_perturbation: bool = False,
         normalise_clean: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.variant = model, variant_of(variant)
         self.rho = rho if callable(rho) else non_negative("rho", rho)
         self.schedule, self.total_steps, self.seed = schedule, total_steps, seed
-        self.variant = variant_of(variant)
         if sync_perturbation and self.variant.combine is not None:
             name = type(self.variant).__name__
             raise ValueError(f"sync_perturbation does not go with {name}, which mixes g and g_s: leave it out.")
@@ -113,15 +103,9 @@ class RST:
         self._micro_batch, self._is_sharp = 0, False  # how many of step t are done, and whether they were sharp
         self._open: weakref.ref[Passes] | None = None
         self._gate = make_gate(schedule, total_steps, seed)
-        may_be_sharp = not self._gate.known or self._gate.mean > 0
-        self._parts = guards.Parts(model, own_gradient=may_be_sharp and not sync_perturbation)
+        self._parts = guards.Parts(model, own_gradient=self._gate.may_open and not sync_perturbation)
         self._weights = Weights(self._parts, only, self.variant.needs_whole_parameters)
-        self._weights.look()
-        if gamma_ratio == "auto":
-            if self._gate.mean == 0:
-                raise ValueError(f"gamma_ratio 'auto' is 1 / (mean of p(t)), which is 0 for {schedule}: give a number.")
-            gamma_ratio = 1 / self._gate.mean
-        self.gamma_ratio = non_negative("gamma_ratio", gamma_ratio)
+        self.gamma_ratio = non_negative("gamma_ratio", self._gate.ratio if gamma_ratio == "auto" else gamma_ratio)
 
     # The gate ---------------------------------------------------------------------------------------------------------
 
@@ -174,11 +158,7 @@ class RST:
         Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;
         RuntimeError where the clean pass left no gradient, or the body cleared one.
         """
-        if self.variant.needs_per_sample_loss:
-            raise ValueError(
-                f"{type(self.variant).__name__} needs the loss of each sample: "
-                "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
-            )
+        self.variant.check_passes()
         return self._start(advance, share, scaler, observe=lambda: None)
 
     def backward(
@@ -193,7 +173,8 @@ class RST:
         variant, clean = self.variant, torch.empty(0)
 
         def observe() -> None:
-            with guards.evaluation_mode(self.model), self._bystanders.preserved():
+            alone = self._parts.gradient_sync(enabled=False)
+            with alone, guards.evaluation_mode(self.model), self._bystanders.preserved():
                 cost = variant.observe(closure, self._weights.perturbed_parameters(), len(clean))
             self._count(share * cost, share * cost)
 
@@ -236,8 +217,7 @@ class RST:
         self._random, self._bystanders = guards.rng_states([weights.device]), guards.Bystanders(self._parts)
         if batch.number == 0:
             variant.begin(weights.perturbed_parameters(), self.t, self.total_steps, self.seed)
-        total = weights.take_gradients()
-        try:
+        with weights.gradients_set_aside() as total:
             with self._parts.gradient_sync(enabled=sync):
                 yield batch.factor  # g
             self._count(batch.share, batch.share)
@@ -246,17 +226,13 @@ class RST:
                 square = (gradient.norm() / batch.factor).square()
                 sharp = self._gate.decide(self.t, self._parts.mean_over_ranks(square).item())
             if sharp and variant.needs_per_sample_loss:
-                with self._parts.gradient_sync(enabled=False):
-                    batch.observe()
+                batch.observe()
             if sharp and variant.combine is None:
                 yield from self._accumulated(total, gradient, batch)
                 return True
             if sharp:
                 yield from self._combined(gradient, batch)
             weights.add_up(total)
-        except BaseException:
-            weights.put_gradients(total)
-            raise
         if batch.last and not sync:
             self._parts.average_gradients()
         return sharp
@@ -308,31 +284,23 @@ class RST:
         self.backward_passes += backward
 
     def restore(self) -> None:
-        """End passes that are still open, for example after an error in a notebook: θ + ε becomes θ again, t stays.
-
-        A loop that still holds their iterator gets no further pass. Without open passes this does nothing.
-        """
+        """End passes that are still open, as after an error in a notebook: θ + ε becomes θ again, and t stays."""
         passes = self._open() if self._open is not None else None
         if passes is not None:
             passes.close()
 
-    # The state --------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """t, the counters, what the gate is made of, and the variant's state, for a checkpoint."""
         self.restore()
-        counters = {name: getattr(self, name) for name in _COUNTERS}
-        return {**counters, "gate": self._gate.state_dict(), "variant": self.variant.state_dict()}
+        return {name: vars(self)[name] for name in _COUNTERS} | {
+            "gate": self._gate.state_dict(),
+            "variant": self.variant.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned. Raises ValueError where the gate was another one."""
         self.restore()
         self._gate.load_state_dict(state["gate"])
-        for name in _COUNTERS:
-            setattr(self, name, state[name])
-        self._micro_batch = 0
-        device = next(self.model.parameters()).device
+        vars(self).update({name: state[name] for name in _COUNTERS}, _micro_batch=0)
+        device = self._weights.device
         self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state["variant"]))
-
-
-_COUNTERS = ("t", "sharp_steps", "forward_passes", "backward_passes", "_plain_passes")

@@ -86,6 +86,7 @@ class Weights:
         self._flags: list[bool] | None = None
         self.parameters: list[Tensor] = []
         self.device = torch.device("cpu")
+        self.look()
 
     def look(self) -> bool:
         """Find the parameters anew if the model has got new parts, was moved, or has parameters frozen or released.
@@ -133,6 +134,16 @@ class Weights:
             taken = [None if gradient is None else gradient.clone() for gradient in taken]
         self.put_gradients([None] * len(taken))
         return taken
+
+    @contextmanager
+    def gradients_set_aside(self) -> Iterator[list[Tensor | None]]:
+        """Inside, ``.grad`` begins as None; yields what it held, which after an error it holds again."""
+        taken = self.take_gradients()
+        try:
+            yield taken
+        except BaseException:
+            self.put_gradients(taken)
+            raise
 
     def put_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Set every parameter's ``.grad``."""

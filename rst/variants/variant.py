@@ -1,7 +1,7 @@
 """The interface of a variant of SAM, and SAM itself."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,24 @@ from rst.perturbation import EPSILON, Vector
 
 Closure = Callable[..., Tensor]
 """Runs the forward pass, on the rows of the batch whose index it is given, and returns the loss of each: [n]."""
+
+
+class MicroBatch(NamedTuple):
+    """A micro-batch of a step.
+
+    Attributes:
+        number: its place in the step, from 0.
+        last: whether it is the last one.
+        share: its part of the step, in [0, 1].
+        factor: share times loss scale, by which its loss is multiplied.
+        observe: calls `Variant.observe`.
+    """
+
+    number: int
+    last: bool
+    share: float
+    factor: float | Tensor
+    observe: Callable[[], None]
 
 
 class Variant:
@@ -58,6 +76,14 @@ class Variant:
     def perturbs(self, micro_batch: int) -> bool:
         """Whether this sharp step has a perturbed pass; without one, ``combine`` finds g in ``sharp`` as well."""
         return True
+
+    def check_passes(self) -> None:
+        """Raise ValueError where the variant needs more than a loop over `RST.passes`."""
+        if self.needs_per_sample_loss:
+            raise ValueError(
+                f"{type(self).__name__} needs the loss of each sample: "
+                "use backward(lambda index: losses(model(x[index]), y[index])), with one loss a sample."
+            )
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Called once at the start of step t, before its passes, if it may be sharp, with all perturbed parameters."""

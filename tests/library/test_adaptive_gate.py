@@ -172,7 +172,6 @@ def rising(t: int, total_steps: int) -> float:
 def test_a_schedule_makes_a_gate_that_is_known_and_ae_sam_one_that_is_not():
     drawn, adaptive = make_gate(HALF, 10, 0), gate(10)
     assert isinstance(drawn, Gate)
-    assert (drawn.known, adaptive.known) == (True, False)
     assert [drawn(t) for t in range(10)] == drawn.steps.tolist() == [drawn.decide(t, 1.0) for t in range(10)]
     assert [adaptive(t) for t in range(10)] == [None] * 10
 
