@@ -49,6 +49,14 @@ def config(overrides: list[str]) -> Callable[..., RunSpec]:
 
 
 @pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A gloo group of this process alone, for a `DistributedDataParallel` wrapper without a second rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder with CIFAR that RST_DATA names. The test is skipped where there is none: users need not have it."""
     folder = Path(os.environ.get("RST_DATA") or "/-")

@@ -171,8 +171,16 @@ def test_smoke_scale_only_shrinks_and_takes_the_embedded_images(overrides: list[
     shrinkable = {"dataset.train_images", "dataset.test_images", *(key for key in full if key.startswith("model."))}
     shrinkable |= {f"recipe.{key}" for key in ("epochs", "batch_size", "perturbation_batch", "warmup_epochs")}
     for key in full:
-        if full[key] != small[key] and key not in ("scale", "wandb.mode", "dataset.source", "max_seeds"):
+        if full[key] != small[key] and key not in (
+            "scale",
+            "wandb.mode",
+            "dataset.source",
+            "max_seeds",
+            "keep_network",
+        ):
             assert key in shrinkable
             pairs = zip(numbers(full[key]), numbers(small[key]), strict=True)
             assert all(after <= before for before, after in pairs)
     assert (small["wandb.mode"], small["dataset.source"], small["max_seeds"]) == ("disabled", "digits", 1)
+    assert full["keep_network"]
+    assert not small["keep_network"]

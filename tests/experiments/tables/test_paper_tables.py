@@ -35,8 +35,8 @@ RUNS_AND_PASSES = {
     "table01": (10 * 2 * 2, CIFAR * 10 * 2 * (SGD + SAM)),
     "table02": (0, 0),
     "table03": (
-        10 * (4 * 3 + 3 * 3 + 2 * 4),  # four CNNs, three ViTs, and two CNNs with GNR and three kinds of one half
-        CIFAR * 10 * 4 * (SGD + SAM + HALF) + VIT * 10 * 3 * (SGD + SAM + HALF) + CIFAR * 10 * 2 * (SAM + 3 * HALF),
+        10 * (4 * 3 + 3 * 3 + 2 * 5),  # four CNNs, three ViTs, and two CNNs with GNR and four kinds of one half
+        CIFAR * 10 * 4 * (SGD + SAM + HALF) + VIT * 10 * 3 * (SGD + SAM + HALF) + CIFAR * 10 * 2 * (SAM + 4 * HALF),
     ),
     "table04": (3 * 2 * 3, IMAGENET * 3 * 2 * (SGD + SAM + HALF)),
     "table05": (0, 0),
