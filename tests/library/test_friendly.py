@@ -1,18 +1,17 @@
 """FriendlySAM: its rule against a plain version, over micro-batches, ranks and loss scales, and its state."""
 
 import copy
-import io
 import math
 from functools import partial
 
 import pytest
 import torch
 from gloo_ranks import results_of_ranks
-from textbook import Network, assert_bitwise, perceptron, state
+from textbook import assert_bitwise, perceptron
 from textbook_variants import Chosen, FriendlySam, device_of, network, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from variant_cases import ALWAYS, RHO, SCHEMES, SEED, STEPS, close, random, step
+from variant_cases import ALWAYS, RHO, SEED, close, random, step
 
 import rst
 from rst import schedules
@@ -45,26 +44,6 @@ def trained(variant: Variant, model: nn.Module, schedule=ALWAYS, c: float = 1.0,
 
 
 # The rule -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_training_equals_the_textbook_version(scheme):
-    """In weights, buffers, momentum and m after every step, with BatchNorm."""
-    schedule, c = SCHEMES[scheme]
-    model, expected, oracle = network(), network(), FriendlySam(SIGMA, DECAY)
-    optimizer, textbook = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, expected))
-    method = rst.RST(model, RHO, schedule, c, total_steps=STEPS, seed=SEED, variant=friendly())
-    for t in range(STEPS):
-        sharp = bool(method.gate[t])
-        devices = [device_of(expected, t)]
-        set_gradient(expected, step_gradient(oracle, expected, devices, sharp, t, RHO, 2.0 if c == "auto" else 1.0))
-        textbook.step()
-        method.backward(device_of(model, t))
-        optimizer.step()
-        optimizer.zero_grad()
-        close(state(model, optimizer), state(expected, textbook))
-        if oracle.m is not None:
-            close(mean_of(method, model), oracle.m)
 
 
 def test_it_trains_to_other_weights_than_sam():
@@ -187,71 +166,6 @@ def test_a_step_that_failed_and_is_run_again_counts_once():
         step(method, model, gradients[t], gradients[t])
         step(expected, model, gradients[t], gradients[t])
     assert_bitwise(mean_of(method, model), mean_of(expected, model))
-
-
-# The state ------------------------------------------------------------------------------------------------------------
-
-
-class Training:
-    def __init__(self) -> None:
-        self.model = Network()
-        self.optimizer = torch.optim.SGD(self.model.groups(), lr=0.1, momentum=0.9)
-        self.method = rst.RST(self.model, RHO, schedules.constant(0.7), "auto", total_steps=10, variant=friendly())
-        torch.manual_seed(7)
-
-    def run_to(self, end: int) -> None:
-        while self.method.t < end:
-            self.method.backward(device_of(self.model, self.method.t))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    def save(self) -> dict:
-        file = io.BytesIO()
-        torch.save(state(self.model, self.optimizer) | {"method": self.method.state_dict()}, file)
-        file.seek(0)
-        return torch.load(file, weights_only=True)
-
-    def load(self, checkpoint: dict) -> None:
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.method.load_state_dict(checkpoint["method"])
-        torch.set_rng_state(checkpoint["random"])
-
-
-def test_stopping_at_any_step_and_continuing_equals_never_stopping():
-    first, checkpoints = Training(), []
-    for end in range(11):
-        first.run_to(end)
-        checkpoints.append(first.save())
-    for checkpoint in checkpoints[:-1]:
-        torch.manual_seed(99)
-        second = Training()
-        second.load(checkpoint)
-        second.run_to(10)
-        assert_bitwise(tensors_of(second.save()), tensors_of(checkpoints[-1]))
-
-
-def tensors_of(checkpoint: dict) -> dict:
-    return checkpoint | {"method": checkpoint["method"]["variant"]}
-
-
-def test_a_saved_state_does_not_change_while_training_continues_here_or_where_it_was_loaded():
-    training = Training()
-    training.run_to(4)
-    taken = training.method.state_dict()
-    copied, other = copy.deepcopy(taken), Training()
-    other.method.load_state_dict(taken)
-    training.run_to(10)
-    other.run_to(10)
-    assert_bitwise(taken["variant"], copied["variant"])
-
-
-def test_a_loaded_state_moves_to_the_device_of_the_weights():
-    training = Training()
-    training.run_to(4)
-    other = rst.RST(Network().to("meta"), RHO, SOMETIMES, total_steps=10, variant=friendly())
-    other.load_state_dict(training.method.state_dict() | {"gate": other.state_dict()["gate"]})
-    assert {piece.device.type for piece in other.variant.state_dict()["mean"].values()} == {"meta"}
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------
