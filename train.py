@@ -148,7 +148,8 @@ if __name__ == "__main__":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # So that `train.py --help | head` ends without a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if complaint := no_option(sys.argv[1:]):
-        sys.exit(f"train.py: {complaint}")
+        print(f"train.py: {complaint}", file=sys.stderr)
+        sys.exit(1)
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:

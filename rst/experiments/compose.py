@@ -87,7 +87,9 @@ def _refuse_half_choices(plain: Mapping[str, Any], overrides: Sequence[str]) -> 
             meant = value if value in choices else f"<one of {', '.join(choices)}>"
             raise InputError(f"{override} changes a name, and not the keys that belong to it: write {group}={meant}.")
     for group, field in RunSpec.model_fields.items():
-        if _is_part(field.annotation) and not OmegaConf.is_dict(plain.get(group, {})):
+        if _is_part(field.annotation) and group not in plain:
+            raise InputError(f"{group} is missing: leave ~{group} out.")
+        if _is_part(field.annotation) and not OmegaConf.is_dict(plain[group]):
             key = next(iter(field.annotation.model_fields), "<key>")
             value = _written(plain[group])
             raise InputError(f"{group}={value}: {group} is a group of keys: write {group}.{key}=<value>.")
