@@ -180,3 +180,9 @@ def test_the_automatic_ratio_is_refused_without_a_mean_of_p() -> None:
 def test_devices_matter_where_the_first_micro_batch_decides_for_the_step() -> None:
     assert not compose([*AE_SAM, "recipe.perturbation_batch=null"]).depends_on_devices
     assert compose([*AE_SAM, "recipe.perturbation_batch=16"]).depends_on_devices
+
+
+@pytest.mark.parametrize("group", ["dataset", "recipe", "wandb"])
+def test_a_group_that_is_taken_away_is_named(group: str) -> None:
+    with pytest.raises(InputError, match=f"^{group} is missing: leave ~{group} out"):
+        compose([f"~{group}"])

@@ -60,6 +60,12 @@ FILES = {
           G-RST: [scheme=grst, schedule=linear, schedule.m=0.25]
           sine: [scheme=rst, schedule=sine]
         """,
+    "adaptive": f"""
+        title: Rows beyond the paper
+        seeds: 1
+        overrides: {SMALL}
+        rows: {{SGD: [scheme=sgd], AE-SAM: [scheme=rst, schedule=ae_sam], F-SAM: [scheme=sam, variant=friendly]}}
+        """,
     "cifar": """
         title: A data set of which there is a smaller scale
         paper: table01
@@ -285,6 +291,17 @@ def test_two_reports_at_once_lose_no_line_of_the_records(load: Load, monkeypatch
         report.join()
     records = pd.read_csv(folder_of(alone) / "records.csv")
     assert sorted(records["id"]) == sorted({run.record.id for table in (alone, other) for run in table.runs})
+
+
+def test_a_row_whose_gate_decides_after_the_clean_pass_shows_what_it_cost_and_no_expected_cost(load: Load) -> None:
+    table = load("adaptive")
+    for run in table.runs:
+        finish(run, extra_propagations_expected=None, extra_propagations_realised=0.25)
+    rows = tables.readable(table).set_index("Scheme")
+    assert rows.loc["AE-SAM", "Δη realised"] == "0.250"
+    assert rows.loc["AE-SAM", "Δη expected"] in ("", "-")
+    assert rows.loc["F-SAM", "Δη expected"] == "1.00"
+    assert "AE-SAM" in tables.write(table)[0].read_text(encoding="utf-8")
 
 
 def test_runs_without_a_record_leave_the_records_only_where_that_is_asked_for(load: Load) -> None:
