@@ -54,7 +54,7 @@ report: $(READY)  ## All tables and figures from the runs that are done, and a p
 	@$(BIN)/python scripts/report.py --page $(SETTINGS)
 
 test: $(READY)  ## The tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) -m 'not slow and not faults and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile -m 'not slow and not faults and not slurm'
 
 test-slow: $(READY)  ## The tests that take minutes: full-size networks, torch.compile
 	$(BIN)/python -m pytest -m slow

@@ -196,7 +196,9 @@ def test_the_costs_are_counted_and_nothing_is_foretold():
 
 
 def test_an_automatic_ratio_is_refused_with_its_reason():
-    with pytest.raises(ValueError, match=r"decides after the clean pass, so the mean .* is not known before"):
+    with pytest.raises(
+        ValueError, match=r"decides after the clean pass, so gamma_ratio 'auto', .* is not known before"
+    ):
         adaptive(network(), gamma_ratio="auto")
 
 

@@ -105,13 +105,10 @@ def test_another_version_of_the_code_is_refused(config, tmp_path):
 
 
 class OtherGate(rst.RST):
-    """A method whose gate decides otherwise at the first step."""
+    """A method whose gate draws from another seed."""
 
-    @property
-    def gate(self) -> Tensor:
-        gate = super().gate.clone()
-        gate[0] = ~gate[0]
-        return gate
+    def __init__(self, *arguments, seed: int, **options) -> None:
+        super().__init__(*arguments, seed=seed + 1, **options)
 
 
 def test_another_gate_is_refused(config):
