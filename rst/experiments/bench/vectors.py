@@ -33,10 +33,10 @@ MICRO_BATCHES = 4
 TURN = 0.02
 """A turn of the plain loop takes about so many seconds."""
 NOTE = (
-    "CPU time of one thread (on CUDA: wall time) beyond the passes, the step of a method less a plain loop of as "
-    "many passes in the same round; over that of the fastest peer, and in brackets in milliseconds and in "
-    "dispatched operations. ASAM is beside the fastest peer's ASAM. Several micro-batches are as many perturbations "
-    "and the sum of their gradients, beside one perturbation of the peer; the row of no method is that sum alone."
+    "CPU time of one thread (on CUDA: wall time) beyond the passes, a sharp step less two plain steps of as many "
+    "micro-batches in the same round; over that of the fastest peer, and in brackets in milliseconds and in "
+    "dispatched operations. ASAM is beside the fastest peer's ASAM. Several micro-batches are as many perturbations, "
+    "beside one perturbation of the peer."
 )
 
 
@@ -103,21 +103,19 @@ class Still(Optimizer):
 
 
 def plain_loops(passes: Passes) -> dict[str, Step]:
-    """As many passes without a method, each of which leaves gradients of its own."""
-    return {f"{count} passes": no_method(passes, count) for count in (2, 2 * MICRO_BATCHES)}
+    """The passes of a sharp step without a method: those of two plain steps, of one and of several micro-batches."""
+    return {f"{2 * count} passes": two_plain_steps(passes, count) for count in (1, MICRO_BATCHES)}
 
 
-def no_method(passes: Passes, alone: int, added_up: int = 0) -> Step:
-    """So many passes whose gradients are gone before the next one, then so many whose gradients add up."""
+def two_plain_steps(passes: Passes, micro_batches: int) -> Step:
+    """Two steps of so many micro-batches, whose gradients add up."""
     optimizer = Still(passes.parameters())
 
     def step() -> None:
-        for _ in range(alone):
-            passes().backward()
+        for _ in range(2):
+            for _ in range(micro_batches):
+                passes().backward()
             optimizer.zero_grad()
-        for _ in range(added_up):
-            passes().backward()
-        optimizer.zero_grad()
 
     return step
 
@@ -130,7 +128,6 @@ def contenders_on(passes: Passes) -> dict[str, Step]:
         contenders[f"rst c=1{suffix}"] = ours(passes, 1.0, "sam", count)
         contenders[f"rst c=2{suffix}"] = ours(passes, 2.0, "sam", count)
         contenders[f"rst ASAM{suffix}"] = ours(passes, 1.0, "asam", count)
-    contenders[f"no method, {MICRO_BATCHES} micro-batches"] = no_method(passes, MICRO_BATCHES, MICRO_BATCHES)
     for peer in PEERS:
         sam = TextbookSAM if "textbook" in peer else pytorch_optimizer
         contenders[peer] = theirs(passes, sam, adaptive="ASAM" in peer)
