@@ -1,6 +1,6 @@
 """What the passes of a step must leave alone: buffers, frozen parameters, random numbers, modes, DDP's averaging."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -215,17 +215,37 @@ class Bystanders:
             )
 
 
+def keep_modules(model: nn.Module) -> Callable[[], None]:
+    """A function that gives all modules back the modes and the buffers, tensors and values, that they have now.
+
+    It writes only to buffers that have been written to, since some cannot be: a read-only map of a file, an expanded
+    tensor.
+    """
+    kept = [(module, module.training, dict(module._buffers)) for module in model.modules()]
+    buffers = [buffer for *_, own in kept for buffer in own.values() if buffer is not None]
+    values = [(buffer, _stamp(buffer), buffer.detach().clone()) for buffer in buffers]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for module, training, own in kept:
+            module.training = training
+            module._buffers.clear()
+            module._buffers.update(own)
+        for buffer, stamp, value in values:
+            if _is_written_uncounted(buffer) or _stamp(buffer) != stamp:
+                buffer.copy_(value)
+
+    return restore
+
+
 @contextmanager
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer of the model has its value from before."""
-    kept = [(buffer, _stamp(buffer), buffer.clone()) for buffer in model.buffers()]
+    """Afterwards all modules have the buffers, and their values, and the modes from before."""
+    restore = keep_modules(model)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, stamp, value in kept:
-                if _is_written_uncounted(buffer) or _stamp(buffer) != stamp:
-                    buffer.copy_(value)
+        restore()
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int]:

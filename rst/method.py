@@ -256,7 +256,7 @@ class RST:
         clean_weight = self._clean_weight(clean, batch)
         if variant.perturbs(batch.number):
             with self._perturbed_pass(gradient, batch), self._parts.gradient_sync(enabled=False):
-                weights.take_gradients()
+                weights.clear_gradients()
                 yield batch.factor  # g_s
                 self._count(batch.share, batch.share)
         with torch.no_grad():

@@ -88,16 +88,16 @@ class Weights:
         self.device = torch.device("cpu")
         self.look()
 
-    def look(self) -> bool:
+    def look(self) -> None:
         """Find the parameters anew if the model has got new parts, was moved, or has parameters frozen or released.
 
-        Returns whether that was so. Raises ValueError where they lie on several devices, are sharded so that their norm
-        is unknown, or where ``only`` selects none.
+        Raises ValueError where they lie on several devices, are sharded so that their norm is unknown, or where
+        ``only`` selects none.
         """
         walked = self._parts.look()
         flags = [p.requires_grad for _, p in self._parts.parameters]
         if not walked and flags == self._flags and all(p.device == self.device for p in self.parameters[:1]):
-            return False
+            return
         self._flags = flags
         named = [(name, p) for name, p in self._parts.parameters if p.requires_grad]
         self._names, self.parameters = [name for name, _ in named], [p for _, p in named]
@@ -116,7 +116,6 @@ class Weights:
         self._is_plain = not are_distributed and not any(p.is_complex() for p in self.parameters)
         self._saved: list[Tensor | None] = [None] * len(named)
         self._copies: list[Tensor | None] = [None] * len(named)
-        return True
 
     def perturbed_parameters(self) -> dict[str, Tensor]:
         """The parameters that are perturbed, by name."""
@@ -126,24 +125,23 @@ class Weights:
 
     # ------------------------------------------------------------------------------------------ gradients, in ``.grad``
 
-    def take_gradients(self) -> list[Tensor | None]:
-        """What ``.grad`` holds. Afterwards it is None, so that autograd puts its own tensors there and adds nothing."""
+    @contextmanager
+    def gradients_set_aside(self) -> Iterator[list[Tensor | None]]:
+        """Inside, ``.grad`` begins as None; yields what it held, which after an error it holds again."""
         taken = [p.grad for p in self.parameters]
         if any(wrapper.gradient_as_bucket_view for wrapper in self._parts.wrappers):
             # DDP writes the next gradient that it averages to the memory of the last one.
             taken = [None if gradient is None else gradient.clone() for gradient in taken]
-        self.put_gradients([None] * len(taken))
-        return taken
-
-    @contextmanager
-    def gradients_set_aside(self) -> Iterator[list[Tensor | None]]:
-        """Inside, ``.grad`` begins as None; yields what it held, which after an error it holds again."""
-        taken = self.take_gradients()
+        self.clear_gradients()
         try:
             yield taken
         except BaseException:
             self.put_gradients(taken)
             raise
+
+    def clear_gradients(self) -> None:
+        """Set every ``.grad`` to None, so that autograd puts its own tensors there and adds nothing."""
+        self.put_gradients([None] * len(self.parameters))
 
     def put_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Set every parameter's ``.grad``."""

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from rst.checks import non_negative, positive_integer
-from rst.guards import replayed_rng, rng_states
+from rst.guards import keep_modules, replayed_rng, rng_states
 from rst.streams import stream
 
 Vector = list[Tensor]
@@ -115,7 +115,7 @@ class _Objective:
             )
         self.loss, self.data = loss, data
         self.precision = reduce(torch.promote_types, {p.dtype for p in self.parameters}, torch.float32)
-        self.restore = _keep_modules(model)
+        self.restore = keep_modules(model)
         self.rng = rng_states(p.device for p in self.parameters)
         owners = (getattr(owner, "generator", None) for owner in (data, getattr(data, "sampler", None)))
         self.generators = [(g, g.get_state()) for g in owners if isinstance(g, torch.Generator)]
@@ -249,23 +249,6 @@ def _ends_in_error(tensors: Iterable[Tensor]) -> bool:
 
 
 # What is left alone ---------------------------------------------------------------------------------------------------
-
-
-def _keep_modules(model: nn.Module) -> Callable[[], None]:
-    """A function that gives the modules back the modes and the buffers, tensors and values, that they have now."""
-    kept = [(module, module.training, dict(module._buffers)) for module in model.modules()]
-    values = [(b, b.detach().clone()) for *_, buffers in kept for b in buffers.values() if b is not None]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for module, training, buffers in kept:
-            module.training = training
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for buffer, value in values:
-            buffer.copy_(value)
-
-    return restore
 
 
 @contextmanager

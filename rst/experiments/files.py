@@ -37,6 +37,10 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
+LOCK_ERRORS = (OSError, NotImplementedError)
+"""What taking a lock may raise besides `filelock.Timeout`; the latter is how filelock says that there are no locks."""
+
+
 def lacks_locks(error: Exception) -> bool:
     """Whether the error of a lock says that its file system has no locks, as some network file systems have none."""
     codes = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}

@@ -131,11 +131,7 @@ class RunSpec(Part):
         ratio = self.scheme.gamma_ratio
         if ratio != "auto":
             return ratio
-        if self.mean_p is None:
-            raise InputError(
-                f"scheme.gamma_ratio=auto is 1 / mean of p(t), which schedule {self.p} does not know before the "
-                "training: write scheme.gamma_ratio=<a number>, or take scheme=rst, where it is 1."
-            )
+        assert self.mean_p  # `_method_fits_run` refuses another.
         return 1 / self.mean_p
 
     @property
@@ -248,8 +244,12 @@ class RunSpec(Part):
                 f"scheme=grst on schedule {self.p} never takes a sharp step in {self.total_steps} steps: "
                 "take another schedule, or scheme=sgd."
             )
+        if self.scheme.gamma_ratio == "auto" and self.mean_p is None:
+            raise InputError(
+                f"scheme.gamma_ratio=auto is 1 / mean of p(t), which schedule {self.p} does not know before the "
+                "training: write scheme.gamma_ratio=<a number>, or take scheme=rst, where it is 1."
+            )
         self.build_variant()
-        _ = self.gamma_ratio
         return self
 
 

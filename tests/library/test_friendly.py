@@ -8,14 +8,14 @@ import pytest
 import torch
 from gloo_ranks import results_of_ranks
 from textbook import assert_bitwise, perceptron
-from textbook_variants import Chosen, FriendlySam, device_of, network, set_gradient, step_gradient, vector
+from textbook_variants import Chosen, FriendlySam, device_of, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from variant_cases import ALWAYS, RHO, SEED, close, random, step
 
 import rst
 from rst import schedules
-from rst.variants import SAM, FriendlySAM, Variant, variant_of
+from rst.variants import FriendlySAM, variant_of
 
 SIGMA, DECAY, RANKS = 0.8, 0.7, 2
 SOMETIMES = schedules.constant(0.6)
@@ -33,25 +33,7 @@ def mean_of(method: rst.RST, model: nn.Module) -> Tensor:
     return torch.cat([variant.state_dict()["mean"][name].flatten() for name in parameters])
 
 
-def trained(variant: Variant, model: nn.Module, schedule=ALWAYS, c: float = 1.0, steps: int = 6) -> Tensor:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    method = rst.RST(model, RHO, schedule, c, total_steps=steps, seed=SEED, variant=variant)
-    for t in range(steps):
-        method.backward(device_of(model, t))
-        optimizer.step()
-        optimizer.zero_grad()
-    return vector(model)
-
-
 # The rule -------------------------------------------------------------------------------------------------------------
-
-
-def test_it_trains_to_other_weights_than_sam():
-    assert (trained(friendly(), network()) - trained(SAM(), network())).abs().max() > 1e-5
-
-
-def test_with_sigma_0_it_is_sam_bit_for_bit():
-    assert_bitwise(trained(FriendlySAM(sigma=0), network(), c=2.0), trained(SAM(), network(), c=2.0))
 
 
 def test_by_default_all_of_the_mean_is_taken_out_and_it_lasts_ten_sharp_steps():

@@ -1,6 +1,5 @@
 """What a sharp step costs beyond its passes: operations, memory, walks of the model. A plain step costs nothing."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,11 +10,11 @@ from textbook_variants import device_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from variant_cases import ALWAYS, NEVER, RHO, VARIANTS
 
 import rst
 from rst import schedules
+from rst.experiments.bench.turns import NewMemory, Operations
 
 X, Y = batch(0)
 
@@ -84,16 +83,6 @@ def sharp_step(model: nn.Module, method: rst.RST, micro_batches: int) -> None:
 
 
 # Operations -----------------------------------------------------------------------------------------------------------
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that are dispatched inside."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def operations(step: Callable[[], None]) -> int:
@@ -168,37 +157,6 @@ def test_nothing_in_a_sharp_step_waits_for_the_device(variant):
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
-
-
-class NewMemory(TorchDispatchMode):
-    """Inside, ``made`` are the bytes of all new tensors that are large, and ``peak`` the most that exist at once."""
-
-    def __init__(self, at_least: int = 0) -> None:
-        super().__init__()
-        self.at_least, self.made, self.now, self.peak = at_least, 0, 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if size < self.at_least or key in self._known:
-            return
-        self._known.add(key)
-        self.made += size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 SIZE = 1000

@@ -403,6 +403,17 @@ def test_beside_the_model_and_a_pass_there_are_at_most_three_vectors_of_the_size
     assert max(held) - 1 <= 3
 
 
+@pytest.mark.parametrize("kind", ["expanded", "made in inference mode"])
+def test_a_buffer_that_cannot_be_written_is_left_alone(kind: str) -> None:
+    with torch.inference_mode(kind != "expanded"):
+        buffer = torch.ones(1).expand(3) if kind == "expanded" else torch.ones(3)
+    model = nn.Linear(4, 3)
+    model.register_buffer("shift", buffer)
+    found = rst.sharpness(model, lambda x: (model(x) + model.shift).square().mean(1), [torch.ones(5, 4)], 0.1)
+    assert found.lambda_max > 0
+    assert model.shift is buffer
+
+
 # Attention ------------------------------------------------------------------------------------------------------------
 
 

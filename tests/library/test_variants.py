@@ -32,7 +32,7 @@ from variant_cases import (
 import rst
 from rst import schedules
 from rst.perturbation import Vector
-from rst.variants import ASAM, ESAM, GSAM, SSAMD, SSAMF, LookSAM, Variant
+from rst.variants import ASAM, ESAM, GSAM, SSAMD, SSAMF, FriendlySAM, LookSAM, Variant
 
 
 def falling(t: int, total_steps: int | None) -> float:
@@ -129,6 +129,7 @@ def test_passes_and_backward_leave_the_same_gradient(name):
 # Cases in which a variant is SAM --------------------------------------------------------------------------------------
 
 SAME_AS_SAM = {
+    "FriendlySAM, sigma = 0": lambda: FriendlySAM(sigma=0),
     "GSAM, alpha = 0": lambda: GSAM(alpha=0),
     "LookSAM, k = 1": lambda: LookSAM(k=1),
     "SSAM-F, sparsity = 0": lambda: SSAMF(sparsity=0),

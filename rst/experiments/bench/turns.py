@@ -3,11 +3,14 @@
 import statistics
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 Step = Callable[[], object]
@@ -86,3 +89,34 @@ def operations(step: Step) -> int:
     with Operations() as counted:
         step()
     return counted.count
+
+
+class NewMemory(TorchDispatchMode):
+    """Inside, ``made`` are the bytes of all new tensors that are large, and ``peak`` the most that exist at once."""
+
+    def __init__(self, at_least: int = 0) -> None:
+        super().__init__()
+        self.at_least, self.made, self.now, self.peak = at_least, 0, 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if size < self.at_least or key in self._known:
+            return
+        self._known.add(key)
+        self.made += size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,17 +1,14 @@
 """Time, memory and passes of every variant of SAM."""
 
-import weakref
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import rst
 from rst.experiments.bench.table import Table
-from rst.experiments.bench.turns import Step, median_ratio, progress, take_turns, wall_clock
+from rst.experiments.bench.turns import NewMemory, Step, median_ratio, progress, take_turns, wall_clock
 from rst.experiments.models import WideResNet
 from rst.variants import Variant
 
@@ -73,36 +70,8 @@ class SharpStep:
         self.optimizer.zero_grad()
 
 
-class LiveBytes(TorchDispatchMode):
-    """Inside, the bytes of all tensors that operations made and that still exist (`now`), and their `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        outputs = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return outputs
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 def peak_memory(step: Step) -> int:
     """The most bytes that tensors made in a step occupy at once."""
-    with LiveBytes() as live:
+    with NewMemory() as new:
         step()
-    return live.peak
+    return new.peak

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from rst.experiments.data.splits import Dataset, Split
-from rst.experiments.files import lacks_locks
+from rst.experiments.files import LOCK_ERRORS, lacks_locks
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def scratch_folder(cache: Path) -> Iterator[tuple[Path, bool]]:
         for leftover in cache.glob(".tmp-*"):  # of a process that was killed
             shutil.rmtree(leftover)
         scratch = tempfile.TemporaryDirectory(dir=cache, prefix=".tmp-")
-    except (OSError, NotImplementedError) as error:
+    except LOCK_ERRORS as error:
         lock.release()
         raise unwritable(cache, error) from error
     try:
@@ -84,7 +84,7 @@ def write_cache(file: Path, dataset: Dataset, scratch: Path) -> None:
         raise unwritable(file.parent, error) from error
 
 
-def unwritable(cache: Path, error: OSError | NotImplementedError) -> ValueError:
+def unwritable(cache: Path, error: Exception) -> ValueError:
     """The error to raise where the cache is on a full or a read-only disk, or on a file system without locks."""
     if lacks_locks(error):
         return ValueError(

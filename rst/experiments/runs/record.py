@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from rst.experiments.compose import validated
 from rst.experiments.errors import InputError
-from rst.experiments.files import lacks_locks, write_atomically, writing
+from rst.experiments.files import LOCK_ERRORS, lacks_locks, write_atomically, writing
 from rst.experiments.runs.identity import run_id
 from rst.experiments.spec import RunSpec
 
@@ -122,7 +122,7 @@ class Record:
                     pass
             except Timeout:
                 return True
-            except (OSError, NotImplementedError):  # Who cannot lock the file cannot tell; `training` says why.
+            except LOCK_ERRORS:  # Who cannot lock the file cannot tell; `training` says why.
                 return False
         return False
 
@@ -218,7 +218,7 @@ class Record:
             lock.acquire()
         except Timeout as error:
             raise Locked(f"run {self.id} is being trained by another process.") from error
-        except (OSError, NotImplementedError) as error:
+        except LOCK_ERRORS as error:
             if lacks_locks(error):
                 reason, other = "is on a file system without locks", "folder on another file system"
             else:
