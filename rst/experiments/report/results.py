@@ -18,13 +18,15 @@ from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
 from rst.experiments.report.statistics import welch
-from rst.experiments.runs.record import SHARPNESS_KEYS, SUMMARY_KEYS
+from rst.experiments.runs.record import SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
 PAPER = CONFIGS.parent / "results" / "paper"
 METRICS = {
     "test_error": ["error_pct", "top1_error_pct"],
     "top5_error": ["top5_error_pct"],
+    "train_error": [],
+    "validation_error": [],
     **{key: [] for key in SHARPNESS_KEYS},
 }
 """The metrics that a table may show, and their names in the files of the paper's numbers."""
@@ -69,7 +71,7 @@ def dataset_of(cell: Cell) -> str:
 def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """The ids and the summaries of the runs that are done, one line each."""
     lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error", *SHARPNESS_KEYS])
+    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, *SPLIT_KEYS, *SHARPNESS_KEYS])
     # A memory that is not known would make floats of those that are.
     return frame.astype({"peak_memory_bytes": "Int64", **dict.fromkeys(SHARPNESS_KEYS, float)})
 

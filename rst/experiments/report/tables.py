@@ -27,7 +27,12 @@ from rst.experiments.tables.expansion import Cell, Table
 
 WHERE = ("Network", "Data set", "Error", "Metric")
 
-ERRORS = {"test_error": "top-1", "top5_error": "top-5"}
+ERRORS = {
+    "test_error": "top-1",
+    "top5_error": "top-5",
+    "train_error": "on training images",
+    "validation_error": "on held-out images",
+}
 METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
