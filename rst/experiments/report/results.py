@@ -13,11 +13,11 @@ from statistics import mean
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
+from rst.experiments.report.statistics import welch
 from rst.experiments.runs.record import SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
@@ -33,7 +33,6 @@ METRICS = {
 PAPER_SEEDS = {"ImageNet": 3}
 """How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
 OTHER_SEEDS = 5
-CONFIDENCE = 0.95
 
 
 def of_the_paper(cells: Iterable[Cell]) -> bool:
@@ -203,19 +202,10 @@ def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
 
 
 def _compare_errors(frame: pd.DataFrame) -> None:
-    """Welch's t-test between our mean and the paper's; it does not take the two variances for equal.
-
-    Without a standard deviation, as of one run, there is no test.
-    """
     paper_n = frame["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
-    ours, papers = frame["std"] ** 2 / frame["n"], frame["paper_std"] ** 2 / paper_n  # variances of the means
-    error = (ours + papers) ** 0.5
-    freedom = (ours + papers) ** 2 / (ours**2 / (frame["n"] - 1) + papers**2 / (paper_n - 1))  # Welch and Satterthwaite
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
-    frame["difference"] = frame["mean"] - frame["paper_mean"]
-    frame["difference_low"] = frame["difference"] - half
-    frame["difference_high"] = frame["difference"] + half
-    frame["p_value"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
+    own, papers = (frame["mean"], frame["std"], frame["n"]), (frame["paper_mean"], frame["paper_std"], paper_n)
+    compared = welch(*own, *papers)
+    frame[compared.columns] = compared
 
 
 def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, float]]]) -> None:
