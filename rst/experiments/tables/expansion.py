@@ -64,6 +64,10 @@ class Table:
     paper: str
     """The file of ``results/paper`` with the paper's numbers, without .csv; empty where the paper prints none."""
     cells: list[Cell]
+    x: str = ""
+    """The key of the config that a figure of errors has as its x axis; empty for Δη."""
+    caption: str = ""
+    """What a reader should look at."""
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -112,7 +116,8 @@ def load_table(name: str, overrides: Iterable[str] = ()) -> Table:
     file = TableFile(name)
     content = file.content
     cells = [_cell(file, place, tuple(overrides)) for place in _places(content)]
-    return Table(name, content.title, content.draw, list(content.metrics), content.paper, cells)
+    metrics, paper, caption = list(content.metrics), content.paper, " ".join(content.caption.split())
+    return Table(name, content.title, content.draw, metrics, paper, cells, content.x, caption)
 
 
 # ----------------------------------------------------------------------------------------------------------- the cells
