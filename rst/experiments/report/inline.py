@@ -35,14 +35,8 @@ def inline(table: Table) -> Markup:
     # Ids are the page's, which has many figures.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{table.name}-", svg)
     svg = re.sub("#[0-9a-f]{6}\\b", lambda match: THEME.get(match[0], match[0]), svg)
-    text = escape(f"{label_of(table)} {table.title}, as a figure. The table has all its numbers.".strip())
-    head = f'<svg role="img" aria-label="{text}" fill="currentColor" '
     width, height = figure.get_size_inches()
-    svg = re.sub(
-        r'<svg (.*?)width="[\d.]+pt" height="[\d.]+pt"',
-        rf'{head}\1style="--ratio: {width / height:.3f}"',
-        svg,
-        count=1,
-        flags=re.S,
-    )
-    return Markup(re.sub(r"\n\s*", "\n", svg))
+    text = escape(f"{label_of(table)} {table.title}, as a figure. The table has all its numbers.".strip())
+    head = f'<svg role="img" aria-label="{text}" fill="currentColor" style="--ratio: {width / height:.3f}" '
+    svg = head + re.sub(r'(width|height)="[\d.]+pt"\s*', "", svg.removeprefix("<svg "), count=2)
+    return Markup(re.sub(r"\n\s*", "\n", svg).strip())

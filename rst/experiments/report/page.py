@@ -152,6 +152,7 @@ def _numbers(shown: pd.DataFrame, best: Sequence[bool]) -> dict[str, Any]:
         "groups": groups,
         "spreads": spreads,
         "few": len(lines) <= FEW,
+        "lines": len(lines),
     }
 
 
