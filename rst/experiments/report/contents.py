@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import figures
-from rst.experiments.report.results import folder_of, stem_of
+from rst.experiments.report.results import Filled, folder_of, stem_of
 from rst.experiments.tables.expansion import Table
 
 
@@ -19,9 +19,14 @@ def common_folder(tables: Sequence[Table]) -> Path:
     return next(iter(names))
 
 
-def headline(tables: Sequence[Table]) -> Table | None:
+def done_of(table: Filled) -> int:
+    """How many of the table's runs are done."""
+    return sum(not outcome.diverged for outcome in table.outcomes.values())
+
+
+def headline(tables: Sequence[Filled]) -> Filled | None:
     """The table whose figure says most: a summary if there is one, else the first figure of errors that has runs."""
-    with_runs = [table for table in tables if any(run.record.done for run in table.runs)]
+    with_runs = [table for table in tables if done_of(table)]
     for kind in ("summary", "error_over_cost", "intervals"):
         for table in with_runs:
             if figures.drawn_as(table) == kind:

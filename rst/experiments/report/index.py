@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rst.experiments.files import write_atomically
 from rst.experiments.report import figures
-from rst.experiments.report.contents import common_folder, files_of, headline, label_of
+from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
 from rst.experiments.report.labels import images_of
-from rst.experiments.report.results import command_of, of_the_paper, scale_of, title_of
+from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, scale_of, title_of
 from rst.experiments.report.tables import caption, markdown, readable, wrapped
 from rst.experiments.report.verdict import Verdict
 from rst.experiments.tables.expansion import Table, runs_of
@@ -26,10 +26,11 @@ def write(tables: Sequence[Table], verdicts: Sequence[Verdict] = ()) -> Path:
         InputError: the tables have different scales or images.
     """
     folder = common_folder(tables)
-    first = headline(tables)
-    parts = [_head(tables), *_verdicts(verdicts)]
+    filled = fill(tables)
+    first = headline(filled)
+    parts = [_head(filled), *_verdicts(verdicts)]
     parts += [_picture(first), figures.caption_of(first)] if first else []
-    parts += [_contents(tables), *(_section(table, table is first) for table in tables)]
+    parts += [_contents(filled), *(_section(table, table is first) for table in filled)]
     is_scale = folder != Path(tables[0].cells[0].spec.paths.runs).parent
     file = folder / ("README.md" if is_scale else "paper.md")
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,11 +38,11 @@ def write(tables: Sequence[Table], verdicts: Sequence[Verdict] = ()) -> Path:
     return file
 
 
-def _head(tables: Sequence[Table]) -> str:
+def _head(tables: Sequence[Filled]) -> str:
     runs = runs_of(tables)
     cells = [cell for table in tables for cell in table.cells if cell.runs]
     scale = next(filter(None, map(scale_of, tables)), "")
-    done = sum(run.record.done for run in runs)
+    done = len({name for table in tables for name, outcome in table.outcomes.items() if not outcome.diverged})
     lines = [f"# Results{f' at scale {scale}' if scale else ''}: {images_of(cells) or 'formulas'}", ""]
     lines += [f"{done:,} of {len(runs):,} runs are done. One page with all of this and links to the records: "
               "[report.html](report.html)."]  # fmt: skip
@@ -63,17 +64,16 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"## {len(verdicts)} claims of the paper: {said}", "\n".join(lines)]
 
 
-def _contents(tables: Sequence[Table]) -> str:
+def _contents(tables: Sequence[Filled]) -> str:
     lines = []
     for table in tables:
-        done = sum(run.record.done for run in table.runs)
-        count = f"{done}/{len(table.runs)} runs" if table.runs else "no runs needed"
+        count = f"{done_of(table)}/{len(table.runs)} runs" if table.runs else "no runs needed"
         lines.append(f"| [{label_of(table) or table.name}](#{table.name}) | {table.title} | {count} |")
     return "\n".join(["## Contents", "", "| | | |", "|:--|:--|--:|", *lines])
 
 
-def _section(table: Table, is_first: bool) -> str:
-    done, shown = sum(run.record.done for run in table.runs), readable(table)
+def _section(table: Filled, is_first: bool) -> str:
+    done, shown = done_of(table), readable(table)
     label = label_of(table)
     parts = [f'<a id="{table.name}"></a>\n\n## {f"{label}. " if label else ""}{title_of(table)}']
     if done < len(table.runs):

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from rst.experiments.files import write_atomically
 from rst.experiments.report import figures
-from rst.experiments.report.contents import common_folder, files_of, headline, label_of
+from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
 from rst.experiments.report.figures.panels import PALETTE
 from rst.experiments.report.inline import inline
 from rst.experiments.report.labels import datasets_of, images_of, network_of, networks_of
-from rst.experiments.report.results import command_of, of_the_paper, results, scale_of
+from rst.experiments.report.records import Outcome
+from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
 from rst.experiments.report.tables import best_rows, caption, readable
 from rst.experiments.report.verdict import Verdict
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
@@ -53,23 +54,25 @@ def write(tables: Sequence[Table], verdicts: Sequence[Verdict] = ()) -> Path:
         InputError: the tables have different scales or images, so that they cannot share a page.
     """
     folder = common_folder(tables)
+    filled = fill(tables)
     cells = [cell for table in tables for cell in table.cells]
     runs = runs_of(tables)
-    done = [run for run in runs if run.record.done]
-    first = headline(tables)
+    ended = {name: outcome for table in filled for name, outcome in table.outcomes.items()}
+    done = [outcome for outcome in ended.values() if not outcome.diverged]
+    first = headline(filled)
     page = _template().render(
         scale=next(filter(None, map(scale_of, tables)), ""),
         images=images_of(cell for cell in cells if cell.runs),
         comparable=of_the_paper(cells),
         done=len(done),
         planned=len(runs),
-        seconds=sum(run.record.summary["train_seconds"] for run in done),
+        seconds=sum(outcome.summary["train_seconds"] for outcome in done),
         seeds=_seeds(runs),
         networks=list(dict.fromkeys(network_of(cell) or cell.spec.network for cell in cells if cell.runs)),
         verdicts=verdicts,
         outcomes=Counter(verdict.outcome for verdict in verdicts).most_common(),
         headline=first.name if first else "",
-        sections=[_section(table, folder) for table in tqdm(tables, desc="page", unit="table", disable=None)],
+        sections=[_section(table, folder) for table in tqdm(filled, desc="page", unit="table", disable=None)],
         environment=_environment(done),
         palette=PALETTE,
     )
@@ -107,8 +110,8 @@ def _code(text: str) -> Markup:
 # ------------------------------------------------------------------------------------------------------ a table
 
 
-def _section(table: Table, folder: Path) -> dict[str, Any]:
-    done, shown = sum(run.record.done for run in table.runs), readable(table)
+def _section(table: Filled, folder: Path) -> dict[str, Any]:
+    done, shown = done_of(table), readable(table)
     drawn = figures.drawn_as(table) if done or not table.runs else ""
     return {
         "name": table.name,
@@ -176,10 +179,10 @@ def _runs(table: Table, folder: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ the environment
 
 
-def _environment(done: Iterable[PlannedRun]) -> list[tuple[str, list[tuple[str, int]]]]:
+def _environment(done: Iterable[Outcome]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Each fact of the runs' latest starts, with the values that occur and the number of runs; most frequent first."""
-    records = [starts[-1] for starts in (run.record.starts for run in done) if starts]
-    counts = {key: Counter(_short(key, str(record[key])) for record in records if key in record) for key in ENVIRONMENT}
+    lines = [outcome.line for outcome in done]
+    counts = {key: Counter(_short(key, line[key]) for line in lines if line.get(key)) for key in ENVIRONMENT}
     return [
         (ENVIRONMENT[key], sorted(values.items(), key=lambda item: (-item[1], item[0])))
         for key, values in counts.items()

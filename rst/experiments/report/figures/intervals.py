@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rst.experiments.report.figures.panels import (
-    ERROR_LABEL,
     PALETTE,
     PAPER,
     data_of,
@@ -18,6 +17,7 @@ from rst.experiments.report.figures.panels import (
     math,
     panels,
 )
+from rst.experiments.report.tables import METRICS
 from rst.experiments.tables.expansion import Table
 
 LINE = 0.19
@@ -47,7 +47,7 @@ def intervals(table: Table) -> Figure:
         ax.set_title(joined(network, dataset, by="\n" if len(datasets) > 1 else ", "), loc="left")
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
-        ax.set_xlabel(ERROR_LABEL if j == len(networks) - 1 else "")
+        ax.set_xlabel(math(METRICS[table.metrics[0]]) if j == len(networks) - 1 else "")
     if data["paper_mean"].notna().any():
         legend(figure, [key("ours", color=PALETTE[0], marker="o", linestyle="none"), key("paper", **PAPERS)])
     return figure

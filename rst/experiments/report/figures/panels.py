@@ -13,7 +13,6 @@ from scipy import stats
 
 from rst.experiments.report.labels import images_of
 from rst.experiments.report.results import (
-    CONFIDENCE,
     OTHER_SEEDS,
     PAPER_SEEDS,
     command_of,
@@ -21,6 +20,7 @@ from rst.experiments.report.results import (
     results,
     scale_of,
 )
+from rst.experiments.report.statistics import CONFIDENCE
 from rst.experiments.tables.expansion import Table
 
 WIDTH = 7.2
