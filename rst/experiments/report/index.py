@@ -61,7 +61,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
         f"- **{verdict.outcome}**: {verdict.claim}{f' ([evidence]({verdict.evidence}))' if verdict.evidence else ''}"
         for verdict in verdicts
     ]
-    return [f"## {len(verdicts)} claims of the paper: {said}", "\n".join(lines)]
+    return [f"## {len(verdicts)} claim{'s' * (len(verdicts) > 1)} of the paper: {said}", "\n".join(lines)]
 
 
 def _contents(tables: Sequence[Filled]) -> str:

@@ -31,7 +31,8 @@ def inline(table: Table) -> Markup:
         figure = figures.draw(table, heading=False)
         figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
     svg = drawing.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
+    # A style would be the whole page's; the page has it for its figures.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
     # Ids are the page's, which has many figures.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{table.name}-", svg)
     svg = re.sub("#[0-9a-f]{6}\\b", lambda match: THEME.get(match[0], match[0]), svg)
