@@ -52,6 +52,19 @@ def check_devices(spec: RunSpec) -> None:
         raise InputError(f"devices={spec.devices} of kind {device.type} cannot work together: take device=cpu.")
 
 
+def emulates_bfloat16(name: str) -> bool:
+    """Whether this machine's processor trains a run on the device of this name, and lacks bfloat16 instructions.
+
+    The run gives the same result to rounding, in more time. A torch that cannot tell what the processor has says no.
+    """
+    if name != "cpu" and (name != "auto" or torch.cuda.is_available()):
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    has = torch.cpu.get_capabilities()
+    return not any(has.get(instructions) for instructions in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on."""
     if device.type == "cuda":
