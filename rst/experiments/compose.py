@@ -108,7 +108,7 @@ def validated(plain: Mapping[str, Any]) -> RunSpec:
         if wrong["type"] == "missing":
             raise InputError(f"{key} is missing: write {key}=<value>.") from error
         if wrong["type"] == "extra_forbidden":
-            raise InputError(_unknown_key(key)) from error
+            raise InputError(unknown_key(key)) from error
         value, fix = wrong["input"], wrong["msg"]
         if wrong["type"] == "literal_error":
             fix = "write one of " + wrong["ctx"]["expected"].replace(" or ", ", ").replace("'", "").replace(
@@ -295,10 +295,11 @@ def sentence_of(error: Exception) -> str:
     if sentence.startswith("Config group override must be"):
         return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
-    return _unknown_key(unknown[1]) if unknown else sentence
+    return unknown_key(unknown[1]) if unknown else sentence
 
 
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
+    """The sentence that answers a key which does not exist, with the one that was meant."""
     # A name is chosen with its group, as in schedule=linear, so that nobody means the key.
     meant = [name for name in _keys(RunSpec) if not name.endswith(".name")]
     if key == "model.name":
