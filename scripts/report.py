@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument(
         "--page", action="store_true", help="also write one page with all of them (default: tables figures)"
     )
-    parser.add_argument("--prune", action="store_true", help="drop runs without a record from records.csv")
+    parser.add_argument("--prune", action="store_true", help="drop runs from records.csv that have no record here")
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.words if "=" in word]
     names = [word for word in arguments.words if "=" not in word] or [*COLLECTIONS] * arguments.page
@@ -31,7 +31,7 @@ def main() -> int:
         loaded = list(progress)
         if not loaded:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
-        files = write(loaded, arguments.page, arguments.prune)
+        files = write(loaded, arguments.page, arguments.prune, tqdm.write)
     except (InputError, OSError) as error:
         progress.close()
         print(f"report.py: {one_sentence(error)}", file=sys.stderr)

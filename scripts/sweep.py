@@ -68,7 +68,7 @@ def train(tables: list[Table], workers: int | None, yes: bool) -> list[str]:
     if cost.days and not yes:
         raise InputError(
             f"{cost.sentence.removesuffix('.')}: write --yes (with make: YES=1) to start all the same, or take "
-            "scale=cpu or scale=smoke (with make: SCALE=cpu or SCALE=smoke)."
+            "scale=cpu, scale=digits or scale=smoke (with make: SCALE=digits)."
         )
     return local.run(runs, workers)
 

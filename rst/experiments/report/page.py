@@ -21,9 +21,12 @@ from tqdm import tqdm
 from rst.experiments.errors import InputError
 from rst.experiments.files import write_atomically
 from rst.experiments.report.figures import STYLE, draw
+from rst.experiments.report.records import Outcome
 from rst.experiments.report.results import (
+    Filled,
     command_of,
     dataset_of,
+    fill,
     folder_of,
     network_of,
     of_the_paper,
@@ -58,19 +61,21 @@ def write(tables: Sequence[Table]) -> Path:
         places = " and ".join(f"{name} in {folder}" for folder, name in names.items())
         raise InputError(f"one page shows one scale, but the results are {places}: write a page for each.")
     [folder] = names
+    filled = fill(tables)
     cells = [cell for table in tables for cell in table.cells]
     runs = runs_of(tables)
-    done = [run for run in runs if run.record.done]
+    ended = {name: outcome for table in filled for name, outcome in table.outcomes.items()}
+    done = [outcome for outcome in ended.values() if not outcome.diverged]
     page = _template().render(
         scale=next(filter(None, map(scale_of, tables)), ""),
         images=_images(cells),
         comparable=of_the_paper(cells),
         done=len(done),
         planned=len(runs),
-        seconds=sum(run.record.summary["train_seconds"] for run in done),
+        seconds=sum(outcome.summary["train_seconds"] for outcome in done),
         seeds=sorted({run.spec.seed for run in runs}),
         networks=list(dict.fromkeys(network_of(cell) or cell.spec.network for cell in cells if cell.runs)),
-        sections=[_section(table, folder) for table in tqdm(tables, desc="page", unit="table", disable=None)],
+        sections=[_section(table, folder) for table in tqdm(filled, desc="page", unit="table", disable=None)],
         environment=_environment(done),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +108,8 @@ def _images(cells: Sequence[Cell]) -> str:
 # ------------------------------------------------------------------------------------------------------ a table
 
 
-def _section(table: Table, folder: Path) -> dict[str, Any]:
-    done, shown = sum(run.record.done for run in table.runs), readable(table)
+def _section(table: Filled, folder: Path) -> dict[str, Any]:
+    done, shown = sum(not outcome.diverged for outcome in table.outcomes.values()), readable(table)
     numbered = re.fullmatch(r"(table|figure)0*(\d+)", table.name)
     return {
         "name": table.name,
@@ -171,10 +176,10 @@ def _runs(table: Table, folder: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ the environment
 
 
-def _environment(done: Iterable[PlannedRun]) -> list[tuple[str, list[tuple[str, int]]]]:
+def _environment(done: Iterable[Outcome]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Each fact of the runs' latest starts, with the values that occur and the number of runs; most frequent first."""
-    records = [starts[-1] for starts in (run.record.starts for run in done) if starts]
-    counts = {key: Counter(str(record[key]) for record in records if key in record) for key in ENVIRONMENT}
+    lines = [outcome.line for outcome in done]
+    counts = {key: Counter(line[key] for line in lines if line.get(key)) for key in ENVIRONMENT}
     return [
         (ENVIRONMENT[key], sorted(values.items(), key=lambda item: (-item[1], item[0])))
         for key, values in counts.items()

@@ -3,35 +3,37 @@
 All tables, figures and pages are made from the frame that `results` returns.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from scipy import stats
 
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
-from rst.experiments.runs.record import SHARPNESS_KEYS, SUMMARY_KEYS
-from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+from rst.experiments.report.records import NAME, Outcome, Outcomes, outcomes_of
+from rst.experiments.report.statistics import welch
+from rst.experiments.runs.record import SHARPNESS_KEYS
+from rst.experiments.tables.expansion import Cell, Table, runs_of
 
 PAPER = CONFIGS.parent / "results" / "paper"
 METRICS = {
     "test_error": ["error_pct", "top1_error_pct"],
     "top5_error": ["top5_error_pct"],
+    "train_error": [],
+    "validation_error": [],
     **{key: [] for key in SHARPNESS_KEYS},
 }
 """The metrics that a table may show, and their names in the files of the paper's numbers."""
 PAPER_SEEDS = {"ImageNet": 3}
 """How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
 OTHER_SEEDS = 5
-CONFIDENCE = 0.95
 
 
 def of_the_paper(cells: Iterable[Cell]) -> bool:
@@ -67,45 +69,38 @@ def dataset_of(cell: Cell) -> str:
     return f"digits as {cell.dataset}" if cell.dataset and cell.spec.stands_in else cell.dataset
 
 
-def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
-    """The ids and the summaries of the runs that are done, one line each."""
-    lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, "top5_error", *SHARPNESS_KEYS])
-    # A memory that is not known would make floats of those that are.
-    return frame.astype({"peak_memory_bytes": "Int64", **dict.fromkeys(SHARPNESS_KEYS, float)})
+@dataclass(frozen=True)
+class Filled(Table):
+    """A table with what came out of its runs, read once: all files of a report agree, though runs end meanwhile."""
+
+    outcomes: Outcomes
+    frame: pd.DataFrame
+    """What `results` returns."""
 
 
-CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic")
-"""What a run ran on and how, as far as its time depends on it; times are compared only where all of it is equal."""
+def fill(tables: Sequence[Table], records_alone: bool = False) -> list[Filled]:
+    """The tables with what came out of their runs, by their records, else by ``records.csv`` of the tables' folder.
 
+    Args:
+        tables: the tables; one that is filled stays as it is.
+        records_alone: take nothing from ``records.csv``.
 
-def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
-    """Of each seed whose run is done: its conditions, and its training time in seconds."""
-    times = {}
-    for run in runs:
-        if run.record.done and (run.record.folder / "starts.jsonl").exists():
-            starts = [run.record.environment, *run.record.starts]  # the former raises where there is no whole line
-            conditions = {json.dumps({key: start.get(key) for key in CONDITIONS}) for start in starts}
-            if len(conditions) == 1:  # else its time is a sum of unlike parts
-                times[run.spec.seed] = conditions.pop(), run.record.summary["train_seconds"]
-    return times
-
-
-_kept: dict[int, pd.DataFrame] | None = None
-
-
-@contextmanager
-def one_look() -> Iterator[None]:
-    """Inside, the records of a table are read once, so that all files of a report agree though runs end meanwhile.
-
-    The tables must live until the end, and be the same objects.
+    Raises:
+        InputError: as for `results`.
     """
-    global _kept
-    _kept = {}
-    try:
-        yield
-    finally:
-        _kept = None
+    by_folder: dict[Path, list[Table]] = {}
+    for table in tables:
+        by_folder.setdefault(folder_of(table), []).append(table)
+    known = {
+        folder: outcomes_of(runs_of(own), None if records_alone else folder / NAME) for folder, own in by_folder.items()
+    }
+    return [table if isinstance(table, Filled) else _filled(table, known[folder_of(table)]) for table in tables]
+
+
+def _filled(table: Table, outcomes: Outcomes) -> Filled:
+    own = {field.name: getattr(table, field.name) for field in fields(Table)}
+    ended = {run.record.id: outcomes[run.record.id] for run in table.runs if run.record.id in outcomes}
+    return Filled(**own, outcomes=ended, frame=_results(table, ended))
 
 
 def results(table: Table) -> pd.DataFrame:
@@ -128,14 +123,10 @@ def results(table: Table) -> pd.DataFrame:
         InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist,
             or a metric that its runs do not measure.
     """
-    if _kept is None:
-        return _results(table)
-    if id(table) not in _kept:
-        _kept[id(table)] = _results(table)
-    return _kept[id(table)].copy()
+    return fill([table])[0].frame.copy()
 
 
-def _results(table: Table) -> pd.DataFrame:
+def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
@@ -150,13 +141,14 @@ def _results(table: Table) -> pd.DataFrame:
     shown = of_the_paper(table.cells)
     lines, times = [], []
     for cell in table.cells:
-        asked, own = _asked(cell), summaries(cell.runs)
-        asked["diverged"] = sum(run.record.diverged for run in cell.runs)
-        times += [_times(cell.runs)] * max(1, len(table.metrics))
+        ended = {run.spec.seed: outcomes[run.record.id] for run in cell.runs if run.record.id in outcomes}
+        own = {seed: outcome for seed, outcome in ended.items() if not outcome.diverged}
+        asked = _asked(cell) | {"diverged": len(ended) - len(own)}
+        times += [times_of(own)] * max(1, len(table.metrics))
         for metric in table.metrics or [""]:
             reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
             reported = reported if shown else dict.fromkeys(reported, math.nan)
-            lines.append(asked | {"metric": metric} | _measured(own, metric) | reported)
+            lines.append(asked | {"metric": metric} | _measured(own.values(), metric) | reported)
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
     _compare_times(frame, times)
@@ -183,43 +175,48 @@ def _asked(cell: Cell) -> dict[str, Any]:
     }
 
 
-MEASURED = ("mean", "std", "extra_propagations_realised", "train_seconds", "train_seconds_std")
-"""What came out of the runs of a cell, beside their number."""
-
-
-def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
-    if own.empty:
-        return {"n": 0} | dict.fromkeys(MEASURED, math.nan)
+def _measured(own: Collection[Outcome], metric: str) -> dict[str, Any]:
+    """What came out of the runs of a cell; without a metric, its costs alone."""
+    mean, std, n = _spread(own, metric)
+    seconds, seconds_std, _ = _spread(own, "train_seconds")
     return {
-        "n": own[metric or "id"].count(),
-        "mean": own[metric].mean() if metric else math.nan,
-        "std": own[metric].std() if metric else math.nan,
-        "extra_propagations_realised": own["extra_propagations_realised"].mean(),
-        "train_seconds": own["train_seconds"].mean(),
-        "train_seconds_std": own["train_seconds"].std(),
+        "n": n if metric else len(own),
+        "mean": mean,
+        "std": std,
+        "extra_propagations_realised": _spread(own, "extra_propagations_realised")[0],
+        "train_seconds": seconds,
+        "train_seconds_std": seconds_std,
     }
 
 
+def _spread(own: Iterable[Outcome], key: str) -> tuple[float, float, int]:
+    """Mean and standard deviation of a number over the runs that have it, and how many these are."""
+    values = [outcome.summary[key] for outcome in own if key in outcome.summary]
+    n = len(values)
+    return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan, n
+
+
+Times = Mapping[int, tuple[tuple[str, ...], float]]
+"""Of each seed: the conditions of its run, and its training time in seconds."""
+
+
+def times_of(own: Mapping[int, Outcome]) -> Times:
+    """The times of the runs that are done, by seed, without those that ran under several conditions."""
+    known = {seed: (outcome.conditions, outcome.summary["train_seconds"]) for seed, outcome in own.items()}
+    return {seed: (conditions, seconds) for seed, (conditions, seconds) in known.items() if conditions}
+
+
 def _compare_errors(frame: pd.DataFrame) -> None:
-    """Welch's t-test between our mean and the paper's; it does not take the two variances for equal.
-
-    Without a standard deviation, as of one run, there is no test.
-    """
     paper_n = frame["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
-    ours, papers = frame["std"] ** 2 / frame["n"], frame["paper_std"] ** 2 / paper_n  # variances of the means
-    error = (ours + papers) ** 0.5
-    freedom = (ours + papers) ** 2 / (ours**2 / (frame["n"] - 1) + papers**2 / (paper_n - 1))  # Welch and Satterthwaite
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
-    frame["difference"] = frame["mean"] - frame["paper_mean"]
-    frame["difference_low"] = frame["difference"] - half
-    frame["difference_high"] = frame["difference"] + half
-    frame["p_value"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
+    own, papers = (frame["mean"], frame["std"], frame["n"]), (frame["paper_mean"], frame["paper_std"], paper_n)
+    compared = welch(*own, *papers)
+    frame[compared.columns] = compared
 
 
-def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, float]]]) -> None:
+def _compare_times(frame: pd.DataFrame, times: Sequence[Times]) -> None:
     """Times over those of SGD and SAM with the same network and data set, in the same group or in no group.
 
-    ``times`` are the `_times` of each line. Only seeds that all the compared lines have under equal conditions count.
+    ``times`` are the `times_of` each line. Only seeds that all the compared lines have under equal conditions count.
     """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
     if not any(times):
@@ -240,10 +237,15 @@ def _ratio(time: float, over: float) -> float:
     return time / over if over else math.nan
 
 
-def _means_of_equals(*times: dict[int, tuple[str, float]]) -> list[float]:
+def _means_of_equals(*times: Times) -> list[float]:
     """The mean time of each, over the seeds that all have under the same conditions; nan where there are none."""
-    seeds = [seed for seed in times[0] if len({own.get(seed, ("",))[0] for own in times}) == 1]
+    seeds = equal_conditions(times)
     return [mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
+
+
+def equal_conditions(times: Sequence[Times]) -> list[int]:
+    """The seeds whose runs all have a time, taken under the same conditions."""
+    return [seed for seed in times[0] if len({own[seed][0] if seed in own else None for own in times}) == 1]
 
 
 # ------------------------------------------------------------------------------------------------ the paper's numbers

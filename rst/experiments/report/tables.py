@@ -1,17 +1,14 @@
 """Tables for readers, as Markdown and LaTeX, and two CSV files: the results in full, and the records of the runs."""
 
-import io
 import operator
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
-from rst.experiments.files import write_atomically, writing
+from rst.experiments.files import write_atomically
 from rst.experiments.report.results import (
     dataset_of,
     folder_of,
@@ -19,15 +16,18 @@ from rst.experiments.report.results import (
     of_the_paper,
     results,
     scale_of,
-    summaries,
 )
-from rst.experiments.runs.record import SHARPNESS_KEYS, Record
-from rst.experiments.spec import RunSpec
+from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
 
 WHERE = ("Network", "Data set", "Error", "Metric")
 
-ERRORS = {"test_error": "top-1", "top5_error": "top-5"}
+ERRORS = {
+    "test_error": "top-1",
+    "top5_error": "top-5",
+    "train_error": "on training images",
+    "validation_error": "on held-out images",
+}
 METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
@@ -54,20 +54,6 @@ MEANINGS = {
 }
 """What the caption says of a column."""
 
-NOT_OF_THE_RUN = (
-    "paths.",
-    "wandb.",
-    "slurm.",
-    "dataset.root",
-    "evaluate",
-    "measure_sharpness",
-    "keep_network",
-    "seed",
-    "max_seeds",
-    "datasets",
-)
-"""How keys of a spec begin that ``records.csv`` leaves out: they do not describe the run, or its summary has them."""
-
 LATEX = str.maketrans(
     {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -77,11 +63,8 @@ LATEX = str.maketrans(
 )
 
 
-def write(table: Table, prune: bool = False) -> list[Path]:
-    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; return the files.
-
-    With ``prune``, lines of ``records.csv`` whose run has no record any more are dropped.
-    """
+def write(table: Table) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX; return the files."""
     folder, frame = folder_of(table), results(table)
     shown = _readable(frame)
     contents = {
@@ -92,7 +75,7 @@ def write(table: Table, prune: bool = False) -> list[Path]:
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         write_atomically(file, content)
-    return [*contents, *([_add_records(table, folder / "records.csv", prune)] if table.runs else [])]
+    return list(contents)
 
 
 # ------------------------------------------------------------------------------------------------------ rows, columns
@@ -263,32 +246,3 @@ def _sparse(shown: pd.DataFrame) -> pd.DataFrame:
 
 def _sides(shown: pd.DataFrame) -> list[str]:
     return ["left" if header in (*WHERE, "Scheme") else "right" for header in shown]
-
-
-def _add_records(table: Table, file: Path, prune: bool) -> Path:
-    """Put the records of the table's runs into the file, beside those of other runs that it has; return the file."""
-    # Another report may write its runs at the same time.
-    with writing(file), FileLock(file.with_name(f".{file.name}.lock")):
-        write_atomically(file, _merged_records(table, file, prune))
-    return file
-
-
-def _merged_records(table: Table, file: Path, prune: bool) -> str:
-    """The records of the table's runs, and those of other runs that the file already has, as CSV sorted by id."""
-    done = [run for run in table.runs if run.record.done]
-    came_out = summaries(done).astype(object)
-    asked = pd.DataFrame([_flat(run.record.spec) for run in done], dtype=object)
-    # By way of text, so that the line of a run does not depend on the values that other runs have in the same columns.
-    own = pd.read_csv(io.StringIO(came_out.join(asked).to_csv(index=False)), dtype=str, keep_default_na=False)
-    others = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else own[:0]
-    if prune:
-        runs = Path(table.cells[0].spec.paths.runs)
-        others = others.loc[others["id"].map(lambda name: Record(runs / name).done).astype(bool)]
-    merged = pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id")
-    return merged[[*came_out, *sorted(set(merged) - set(came_out))]].to_csv(index=False)
-
-
-def _flat(spec: RunSpec) -> dict[str, Any]:
-    """The keys of the run with dots in their names, as in "recipe.epochs"."""
-    flat = pd.json_normalize(spec.dump()).iloc[0]
-    return {key: value for key, value in flat.items() if not key.startswith(NOT_OF_THE_RUN)}

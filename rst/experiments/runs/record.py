@@ -48,6 +48,10 @@ SUMMARY_KEYS = (
 )
 """Every summary has these keys; a data set or a split may add others."""
 
+SPLIT_KEYS = ("top5_error", "train_error", "validation_error")
+"""Errors that a summary may have beside that of the test images: from 100 classes on, of the training images in the
+last epoch, and where images are held out."""
+
 SHARPNESS_KEYS = ("gradient_norm", "sharpness", "lambda_max")
 """The summary of a run with ``measure_sharpness`` has these keys too: what `rst.sharpness` measures, or null."""
 

@@ -22,6 +22,30 @@ COLLECTIONS = ("tables", "figures")
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A part of a table: the cells that a claim compares, and how many seeds it has."""
+
+    rows: Sequence[str]
+    seeds: int
+    """From seed 0; this wins over the file and the scale."""
+    group: str | None = None
+    """Of which group the rows are, beside those without a group; None: of any."""
+    networks: Sequence[str] | None = None
+    """None: all of the file."""
+    datasets: Sequence[str] | None = None
+    """None: all of the file."""
+
+    def has(self, cell: "_Place", row: str) -> bool:
+        """Whether the cell of this place and row is chosen."""
+        return (
+            row in self.rows
+            and cell.group in ("", self.group or cell.group)
+            and (self.networks is None or cell.network[0] in self.networks)
+            and (self.datasets is None or cell.dataset[0] in self.datasets)
+        )
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A run that a table asks for, and the record that holds or will hold its result."""
 
@@ -103,15 +127,21 @@ def load_tables(
             tell(f"{member} is left out: {error}")
 
 
-def load_table(name: str, overrides: Iterable[str] = ()) -> Table:
+def load_table(name: str, overrides: Iterable[str] = (), choice: Choice | None = None) -> Table:
     """The table of ``configs/tables/<name>.yaml``; ``overrides`` apply to all its runs and win over the file.
+
+    Args:
+        name: the name of the file, without .yaml.
+        overrides: words of a command line.
+        choice: of which cells and seeds; None: of all.
 
     Raises:
         InputError: the file is wrong, and the sentence has file, line and key; or an override is wrong.
     """
     file = TableFile(name)
     content = file.content
-    cells = [_cell(file, place, tuple(overrides)) for place in _places(content)]
+    places = [place for place in _places(content) if choice is None or choice.has(place, _label(file, place))]
+    cells = [_cell(file, place, tuple(overrides), choice) for place in places]
     return Table(name, content.title, content.draw, list(content.metrics), content.paper, cells)
 
 
@@ -145,10 +175,16 @@ def _grid(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
-def _cell(file: TableFile, place: _Place, overrides: tuple[str, ...]) -> Cell:
-    (network, of_network), (dataset, of_dataset) = place.network, place.dataset
+def _label(file: TableFile, place: _Place) -> str:
     with file.at_row(place.group, place.label):
-        label, *of_row = (_filled(text, place.values) for text in (place.label, *place.row.overrides))
+        return _filled(place.label, place.values)
+
+
+def _cell(file: TableFile, place: _Place, overrides: tuple[str, ...], choice: Choice | None) -> Cell:
+    (network, of_network), (dataset, of_dataset) = place.network, place.dataset
+    label = _label(file, place)
+    with file.at_row(place.group, place.label):
+        of_row = [_filled(text, place.values) for text in place.row.overrides]
         paper = {"scheme": label, **{key: _filled(text, place.values) for key, text in place.row.paper.items()}}
     of_family = place.family.overrides if place.group else ()
     choices = (*file.content.overrides, *of_family, *of_dataset, *of_network, *of_row)
@@ -159,7 +195,7 @@ def _cell(file: TableFile, place: _Place, overrides: tuple[str, ...]) -> Cell:
             _composed(choices)
         raise  # without the overrides the file is right, so that they are wrong
     spec = composed.changed(wandb={"group": file.path.stem, "job_type": f"{network} {label}".strip()})
-    seeds = min(file.content.seeds, spec.max_seeds or file.content.seeds)
+    seeds = choice.seeds if choice else min(file.content.seeds, spec.max_seeds or file.content.seeds)
     runs = [PlannedRun(own, open_record(own)) for own in (spec.changed(seed=seed) for seed in range(seeds))]
     not_in_paper = place.row.not_in_paper
     return Cell(file.path.stem, place.group, network, label, dataset, not_in_paper, paper, spec, runs)

@@ -1,31 +1,18 @@
-"""A file of ``configs/tables``: what it may say, and on which line it says what."""
+"""A file of ``configs/tables``: what it may say."""
 
 import difflib
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    model_validator,
-)
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedBase
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rst.experiments.compose import CONFIGS
-from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.errors import InputError
 from rst.experiments.keys import Flag, wanted
+from rst.experiments.tables.checked_file import CheckedFile, Section, Text, Texts
 
 TABLES = CONFIGS / "tables"
 
@@ -35,8 +22,6 @@ MOST_SEEDS = 1000
 # ------------------------------------------------------------------------------------------------- what a file may say
 
 
-Text = Annotated[StrictStr, wanted("a text")]
-Texts = Annotated[tuple[Text, ...], wanted("a list of texts, [...]")]
 Overrides = Texts
 """Words of the command line of ``train.py``."""
 Seeds = Annotated[int, Field(strict=True, ge=0, le=MOST_SEEDS), wanted(f"an integer from 0 to {MOST_SEEDS}")]
@@ -47,20 +32,14 @@ Values = Annotated[
 ]
 
 
-class Section(BaseModel):
-    """Keys with their values; a key that is not declared is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Row(Section):
     """A row of a table: a method, which is trained with every network on every data set."""
 
     overrides: Overrides = ()
-    grid: dict[Text, Values] = {}
+    grid: dict[Text, Values] = Field(default_factory=dict)
     """Values of the placeholders <name> in the label, the overrides and ``paper``. A row stands for the product of all
     values: one row for each combination."""
-    paper: dict[Text, Text] = {}
+    paper: dict[Text, Text] = Field(default_factory=dict)
     """Which numbers of the paper belong to the row: values of columns of ``results/paper/<table>.csv``."""
     not_in_paper: Flag = False
 
@@ -74,11 +53,11 @@ class Family(Section):
     """Rows that belong together, such as the points of one line of a figure."""
 
     overrides: Overrides = ()
-    networks: dict[Text, Overrides] = {}
+    networks: dict[Text, Overrides] = Field(default_factory=dict)
     """The paper's spelling of each network, and the overrides that choose it."""
-    datasets: dict[Text, Overrides] = {}
+    datasets: dict[Text, Overrides] = Field(default_factory=dict)
     """The paper's spelling of each data set, and the overrides that choose it."""
-    rows: dict[Text, Row] = {}
+    rows: dict[Text, Row] = Field(default_factory=dict)
 
 
 class Content(Family):
@@ -94,7 +73,7 @@ class Content(Family):
     """The file of ``results/paper`` with the paper's numbers, without .csv; empty where the paper prints none."""
     extends: Texts = ()
     """Other files whose rows and groups the table has too. Its own keys win, then those of the first of these files."""
-    groups: dict[Text, Family] = {}
+    groups: dict[Text, Family] = Field(default_factory=dict)
 
     def families(self) -> Iterator[tuple[str, Family]]:
         """The file's own rows, under the name "", and then its groups."""
@@ -109,7 +88,7 @@ class Content(Family):
 # -------------------------------------------------------------------------------------------------------- reading it
 
 
-class TableFile:
+class TableFile(CheckedFile[Content]):
     """A file of ``configs/tables``, checked, with the rows of the files that it extends.
 
     Args:
@@ -121,14 +100,11 @@ class TableFile:
     """
 
     def __init__(self, name: str, extended_by: tuple[str, ...] = ()) -> None:
-        self.path = _path_of(name, extended_by)
-        self._tree = self._parsed()
-        own = self._checked()
-        above = (*extended_by, name)
+        super().__init__(_path_of(name, extended_by), Content, "a table file has keys, at least title and rows")
+        own, above = self.content, (*extended_by, name)
         with self.at("extends"):
             for other in own.extends:
                 _path_of(other, above)
-        self.content = own
         self._owners = dict.fromkeys(own.row_keys(), self)
         said = {key: getattr(own, key) for key in own.model_fields_set - {"rows", "groups"}}
         for base in [TableFile(other, above) for other in reversed(own.extends)]:
@@ -141,66 +117,6 @@ class TableFile:
     def at_row(self, group: str, label: str) -> AbstractContextManager[None]:
         """A context whose errors are about this row, in this file or in the one that it is extended from."""
         return self._owners[group, label].at(*(("groups", group) if group else ()), "rows", label)
-
-    @contextmanager
-    def at(self, *keys: str) -> Iterator[None]:
-        """A context that puts file, line and dotted key before the sentence of an `InputError`."""
-        try:
-            yield
-        except InputError as error:
-            raise type(error)(f"{self._place(*keys)}: {error}") from error
-
-    def _place(self, *keys: Any) -> str:
-        """File, line and dotted key; the line is that of the innermost of the keys that the file has."""
-        node, line = self._tree, 1
-        for key in keys:
-            lines = getattr(node.lc, "data", None) if isinstance(node, CommentedBase) else None
-            if not lines or key not in lines:
-                break
-            line, node = lines[key][0] + 1, node[key]
-        dotted = ".".join(key for key in keys if isinstance(key, str))
-        return f"{self.path.name}, line {line}" + (f", {dotted}" if dotted else "")
-
-    def _parsed(self) -> Any:
-        """The file as ruamel.yaml has it: dictionaries and lists that know their lines."""
-        name = self.path.name
-        try:
-            return YAML(typ="rt", pure=True).load(self.path.read_text(encoding="utf-8"))
-        except MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            what = str(error.problem or error.context).rstrip(". ")
-            if isinstance(error, DuplicateKeyError):
-                what = what.partition(" with value ")[0] + ": remove one of the two"
-            raise InputError(f"{name}, line {line}: {what}.") from error
-        except Exception as error:  # on damaged text also ValueError, KeyError, RecursionError, UnicodeDecodeError, ...
-            raise InputError(f"{name} cannot be read as YAML: {one_sentence(error)}") from error
-
-    def _checked(self) -> Content:
-        if not isinstance(self._tree, dict):
-            raise InputError(f"{self.path.name}, line 1: a table file has keys, at least title and rows.")
-        try:
-            return Content.model_validate(self._tree)
-        except ValidationError as error:
-            errors = error.errors(include_url=False, include_input=False)
-            wrong = min(errors, key=lambda one: one["type"] == "missing")  # a misspelt key explains a missing one
-            raise InputError(self._sentence(wrong["type"], wrong["loc"], wrong["msg"])) from error
-
-    def _sentence(self, kind: str, keys: tuple[Any, ...], message: str) -> str:
-        """One sentence for an error of pydantic."""
-        if kind == "invalid_key" or "[key]" in keys:  # the error is in the key itself, which pydantic marks by "[key]"
-            *above, key = (part for part in keys if part != "[key]")
-            return f"{self._place(*above)}: the key {key} is not a text: write it in quotes."
-        if kind in ("dict_type", "model_type"):
-            message = "write keys with their values, {...}"
-        if kind == "missing":
-            return f"{self._place(*keys)}: the key is missing: write {keys[-1]}: <value>."
-        if kind == "extra_forbidden":
-            known = [*Row.model_fields] if "rows" in keys[:-1] else [*Family.model_fields]
-            known = [*Content.model_fields] if len(keys) == 1 else known
-            near = difflib.get_close_matches(str(keys[-1]), known, n=1)
-            better = near[0] if near else "one of " + ", ".join(known)
-            return f"{self._place(*keys)}: there is no such key: write {better}."
-        return f"{self._place(*keys)}: {message}."
 
 
 def table_names() -> list[str]:

@@ -250,7 +250,10 @@ class Run:
         return (epoch + 1) % self.spec.evaluate_every == 0 or epoch + 1 == self.spec.recipe.epochs
 
     def _evaluate(self) -> dict[str, float]:
-        scores: dict[str, float] = {}
+        """The scores of every split; beside them the error of the epoch's training images, as they were trained on."""
+        train_error = self.state.sums.means(self.world)["train_error"]
+        assert train_error is not None  # An epoch has steps.
+        scores = {"train_error": train_error}
         for split in self.data.splits:
             with autocast(self.spec, self.device):
                 batches = self.data.batches(split)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from rst.experiments.report.records import CONDITIONS
 from rst.experiments.runs.record import SUMMARY_KEYS, Record
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
-CPU = {"device": "cpu", "devices": 1, "threads": 1}
+CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None}
 
 
 @contextmanager

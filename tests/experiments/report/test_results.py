@@ -377,16 +377,6 @@ def test_how_sharp_minima_are_stands_beside_the_errors_and_counts_the_runs_that_
     assert "λ_max the largest eigenvalue" in tables.caption(table, lines)
 
 
-def test_the_records_have_how_sharp_minima_are(load: Load) -> None:
-    table = load("minima")
-    finish(table.runs[0], gradient_norm=0.5, sharpness=0.25, lambda_max=8.0)
-    *_, latex, file = tables.write(table)
-    records = pd.read_csv(file)
-    assert records[["gradient_norm", "sharpness", "lambda_max"]].iloc[0].tolist() == [0.5, 0.25, 8.0]
-    assert "measure_sharpness" not in records
-    assert r"$\lambda$\_max" in latex.read_text(encoding="utf-8")
-
-
 def test_a_table_of_what_its_runs_do_not_measure_is_answered_in_one_sentence(load: Load) -> None:
     match = r"unmeasured\.yaml, metrics: the runs of SGD do not measure lambda_max: write measure_sharpness=true"
     with pytest.raises(InputError, match=match):

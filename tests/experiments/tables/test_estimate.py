@@ -237,7 +237,7 @@ def test_a_sweep_that_takes_days_starts_only_with_yes(
     out, err = capsys.readouterr()
     assert "without a GPU here" in out
     assert err.count("\n") == 1
-    assert "write --yes (with make: YES=1) to start all the same, or take scale=cpu or scale=smoke" in err
+    assert "write --yes (with make: YES=1) to start all the same, or take scale=cpu, scale=digits or scale=smoke" in err
     assert swept == []
     assert script("sweep", *words, "--yes") == 0
     assert len(swept) == 1

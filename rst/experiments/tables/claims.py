@@ -1,0 +1,81 @@
+"""From ``configs/claims.yaml`` to runs: each claim with the cells that it compares."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rst.experiments.compose import compose
+from rst.experiments.errors import InputError, NotAtThisScale
+from rst.experiments.tables.claim_file import ClaimContent, read_claims
+from rst.experiments.tables.expansion import Cell, Choice, PlannedRun, Table, load_table
+
+CLAIMS = "claims"
+"""The name that stands for the runs of all claims, beside those of tables."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper at one scale."""
+
+    name: str
+    content: ClaimContent
+    seeds: int
+    table: Table
+    """The rows that are compared, with the claim's seeds; it has no cells where the scale lacks the data set."""
+
+    @property
+    def places(self) -> list[dict[str, Cell]]:
+        """The cells of the claim by their row, for each network and data set."""
+        keys = dict.fromkeys((cell.network, cell.dataset) for cell in self.table.cells)
+        return [{cell.row: cell for cell in self.table.cells if (cell.network, cell.dataset) == key} for key in keys]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """The runs that the claim needs, each once."""
+        return self.table.runs
+
+
+def load_claims(overrides: Sequence[str] = (), tell: Callable[[str], None] = print) -> Iterator[Claim]:
+    """All claims, in the order of the file, with their runs at the scale that ``overrides`` choose.
+
+    Args:
+        overrides: words of a command line, which apply to all runs.
+        tell: gets a sentence for each claim that the scale lacks the data set of; it comes without cells.
+
+    Raises:
+        InputError: the file is wrong, and the sentence has file, line and key; or an override is wrong.
+    """
+    file = read_claims()
+    scale = compose([word for word in overrides if word.startswith("scale=")]).scale
+    with file.at("seeds"):
+        if scale not in file.content.seeds:
+            raise InputError(f"there is none for scale={scale}: add it, or take {' or '.join(file.content.seeds)}.")
+    seeds = file.content.seeds[scale]
+    for name, content in file.content.claims.items():
+        choice = Choice(content.rows, seeds, content.group, content.networks, content.datasets)
+        with file.at("claims", name):
+            try:
+                table = load_table(content.table, overrides, choice)
+            except NotAtThisScale as error:
+                tell(f"{name} is left out: {error}")
+                table = Table(name, content.claim, "table", [], "", [])
+            else:
+                _check(content, table)
+        table = replace(table, name=name, title=content.claim, draw="table")
+        yield Claim(name, content, seeds, table)
+
+
+def _check(content: ClaimContent, table: Table) -> None:
+    """Refuse a network or a data set that the table lacks, and a row that some of them have not, or twice."""
+    file = f"{content.table}.yaml"
+    for what, asked in (("network", content.networks or ()), ("dataset", content.datasets or ())):
+        missing = [label for label in asked if label not in [getattr(cell, what) for cell in table.cells]]
+        if missing:
+            raise InputError(f"{file} has these rows for no {what} {missing[0]}: leave it out, or choose other rows.")
+    for place in dict.fromkeys((cell.network, cell.dataset) for cell in table.cells) or [("", "")]:
+        rows = [cell.row for cell in table.cells if (cell.network, cell.dataset) == place]
+        for row in content.rows:
+            if row not in rows:
+                where = " for ".join([f"{file} has no row {row}", *filter(None, place)])
+                raise InputError(f"{where}: write another row, or name the networks that have it.")
+            if rows.count(row) > 1:
+                raise InputError(f"{file} has {row} in several groups: write group: <one of them>.")
