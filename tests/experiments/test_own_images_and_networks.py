@@ -104,7 +104,7 @@ def test_other_images_are_another_run_and_a_copy_elsewhere_is_the_same(own: Conf
 
 
 def test_a_scale_that_asks_for_more_images_than_there_are_gets_all(own: Config) -> None:
-    spec = own("scale=smoke")
+    spec = own("scale=smoke", "recipe.perturbation_batch=12")
     assert (spec.dataset.source, spec.dataset.train_images, spec.dataset.test_images) == ("auto", 36, 9)
 
 
@@ -147,8 +147,8 @@ def test_the_name_and_the_options_of_a_network_are_in_the_id(own: Config) -> Non
 # --------------------------------------------------------------------------------------------------------- the weights
 
 
-def saved(model: torch.nn.Module, file: Path, **inside: Any) -> Path:
-    torch.save(inside or model.state_dict(), file)
+def saved(model: torch.nn.Module, file: Path) -> Path:
+    torch.save(model.state_dict(), file)
     return file
 
 
@@ -161,15 +161,15 @@ def body(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_a_network_begins_with_the_weights_of_a_file_and_a_head_of_its_own(
     own: Config, config: Config, tmp_path: Path, kind: str
 ) -> None:
-    start = build_model(own("model=timm", "model.name=resnet10t", "seed=9", "+dataset.num_classes=3"), CPU)
+    start = build_model(own("model=timm", "model.name=resnet10t", "seed=9"), CPU)
     start.reset_classifier(7)
     state, file = start.state_dict(), tmp_path / "weights.pt"
     if kind == "plain":
         saved(start, file)
     elif kind == "checkpoint":
-        saved(start, file, state_dict=state, epoch=3)
+        torch.save({"state_dict": state, "epoch": 3}, file)
     elif kind == "parallel":
-        saved(start, file, model={f"module.{name}": value for name, value in state.items()})
+        torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, file)
     elif kind == "without a head":
         torch.save(body(start), file)
     else:
@@ -228,13 +228,13 @@ def test_two_ranks_train_the_run_of_one(own: Config, tmp_path: Path) -> None:
     assert both.summary["test_loss"] == pytest.approx(alone.summary["test_loss"], rel=1e-3)
 
 
-def test_a_network_that_began_with_weights_is_scored_without_them(
-    own: Config, tmp_path: Path, command: Callable[..., Any], images: Path
+def test_a_network_that_began_with_weights_is_scored_without_them_on_the_images_of_its_record(
+    own: Config, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     file = saved(build_model(own(), CPU), tmp_path / "start.pt")
     record = train(own(f"model.pretrained={file}"), show_progress=False)
     file.unlink()
-    process, output = command(f"evaluate={record.id}", f"paths.runs={tmp_path / 'runs'}", f"dataset.root={images}")
+    process, output = command(f"evaluate={record.id}", f"paths.runs={tmp_path / 'runs'}")
     process.join()
     assert f"test error {record.summary['test_error']:.4g} %" in output.read_text()
 

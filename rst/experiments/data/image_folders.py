@@ -60,7 +60,9 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, rows: slice | Tensor) -> "Files":
-        return Files(self.folder, self.names[rows], self.labels[rows])
+        # NumPy takes a tensor of one row for a number.
+        names = self.names[rows.numpy() if isinstance(rows, Tensor) else rows]
+        return Files(self.folder, names, self.labels[rows])
 
     def path(self, row: int) -> str:
         """The path of the file in one row."""
