@@ -18,7 +18,7 @@ from multiprocessing import active_children, get_context
 import torch
 from tqdm import tqdm
 
-from rst.experiments.data.image_folders import find_imagenet
+from rst.experiments.data.image_folders import is_there
 from rst.experiments.data.run_data import RunData, in_folders, open_images
 from rst.experiments.devices import available_cores, check_devices
 from rst.experiments.errors import InputError
@@ -79,7 +79,7 @@ def check(runs: Sequence[PlannedRun]) -> None:
         if left:
             check_devices(left[0].spec)
             RunData(left[0].spec, torch.device("cpu"))
-        if ended and in_folders(ended[0].spec) and find_imagenet(ended[0].spec.dataset.root):
+        if ended and in_folders(ended[0].spec) and is_there(ended[0].spec.dataset.name, ended[0].spec.dataset.root):
             digest = open_images(ended[0].spec).digest
             for run in ended:
                 run.record.refuse_other_images(digest)
