@@ -17,7 +17,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from rst.experiments.errors import InputError
-from rst.experiments.report.figures import draw, drawn_as
+from rst.experiments.report.figures import caption_of, draw, drawn_as
 from rst.experiments.report.figures.axis import COST_LABEL as COST
 from rst.experiments.report.figures.panels import apart, math
 from rst.experiments.report.results import paper_numbers
@@ -334,3 +334,9 @@ def test_symbols_are_set_as_formulas(text: str, formula: str) -> None:
 def test_an_unknown_figure_is_answered_with_those_that_exist(lines: Table) -> None:
     with pytest.raises(InputError, match=r"lines.yaml, draw: pie is no figure: write one of error_over_cost,"):
         draw(as_if(lines, "pie"))
+
+
+def test_a_caption_explains_the_papers_marks_only_where_some_are_shown(load: Load) -> None:
+    assert "Diamonds are the paper's" in caption_of(load("paper"))
+    assert "Diamonds" not in caption_of(load("paper", "scale=smoke"))
+    assert "Lower left is where one wants to be" in caption_of(load("paper", "scale=smoke"))
