@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from rst.experiments.report import figures, index, page, records, tables
 from rst.experiments.report.results import Filled, fill, folder_of
-from rst.experiments.report.verdict import Verdict
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, runs_of
 
 
@@ -16,7 +16,7 @@ def write(
     with_page: bool = False,
     prune: bool = False,
     tell: Callable[[str], None] = print,
-    verdicts: Sequence[Verdict] = (),
+    verdicts: Sequence[VerdictLine] = (),
 ) -> list[Path]:
     """Write each table as Markdown, CSV and LaTeX, each figure as PNG, SVG and PDF, and ``records.csv``; return them.
 

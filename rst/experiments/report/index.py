@@ -10,14 +10,14 @@ from rst.experiments.report.contents import common_folder, done_of, files_of, he
 from rst.experiments.report.labels import images_of
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, scale_of, title_of
 from rst.experiments.report.tables import caption, markdown, readable, wrapped
-from rst.experiments.report.verdict import Verdict
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, runs_of
 
 FEW = 12
 """Up to this many lines, a table is unfolded."""
 
 
-def write(tables: Sequence[Table], verdicts: Sequence[Verdict] = ()) -> Path:
+def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path:
     """Write ``README.md`` into the folder of the tables' results; return the file.
 
     At the paper's scale, whose folder is that of all results, the file is ``paper.md``.
@@ -52,7 +52,7 @@ def _head(tables: Sequence[Filled]) -> str:
     return "\n".join(lines)
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+def _verdicts(verdicts: Sequence[VerdictLine]) -> list[str]:
     if not verdicts:
         return []
     counts = Counter(verdict.outcome for verdict in verdicts).most_common()

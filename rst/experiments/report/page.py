@@ -23,7 +23,7 @@ from rst.experiments.report.labels import datasets_of, images_of, network_of, ne
 from rst.experiments.report.records import Outcome
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
 from rst.experiments.report.tables import best_rows, caption, readable
-from rst.experiments.report.verdict import Verdict
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
 FEW = 12
@@ -43,7 +43,7 @@ ENVIRONMENT = {
 """The facts of a run's environment that the page shows, and their names on the page."""
 
 
-def write(tables: Sequence[Table], verdicts: Sequence[Verdict] = ()) -> Path:
+def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path:
     """Write ``report.html`` into the folder of the tables' results; return the file.
 
     Args:

@@ -21,6 +21,7 @@ from rst.experiments.report.labels import datasets_of, images_of, networks_of
 from rst.experiments.report.records import NAME, Outcome, Outcomes, outcomes_of
 from rst.experiments.report.statistics import welch
 from rst.experiments.runs.record import SHARPNESS_KEYS
+from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import Cell, Table, runs_of
 
 PAPER = CONFIGS.parent / "results" / "paper"
@@ -55,8 +56,12 @@ def command_of(table: Table) -> str:
 
 def folder_of(table: Table) -> Path:
     """The folder for the table's files. Each scale has its own, and so have digits in place of a data set."""
-    spec = table.cells[0].spec
-    scale = spec.scale + "-digits" * any(cell.spec.stands_in for cell in table.cells)
+    return folder_at(table.cells[0].spec, any(cell.spec.stands_in for cell in table.cells))
+
+
+def folder_at(spec: RunSpec, stands_in: bool = False) -> Path:
+    """The folder for what is made of runs of the spec's scale; ``stands_in``: with digits in place of a data set."""
+    scale = spec.scale + "-digits" * stands_in
     return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
 
 

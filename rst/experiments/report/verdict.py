@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerdictLine:
     """The outcome of one claim."""
 
     claim: str

@@ -8,7 +8,7 @@ from made_up_runs import finished, table_files
 
 from rst.experiments.report import index
 from rst.experiments.report.files import write
-from rst.experiments.report.verdict import Verdict
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, load_table
 
 FILES = {
@@ -57,7 +57,7 @@ def test_missing_runs_are_said_with_the_command_that_trains_them(tables: list[Ta
 
 
 def test_it_opens_with_the_verdicts(tables: list[Table]) -> None:
-    text = index.write(tables, [Verdict("SAM helps.", "holds", "../../docs/claims.md")]).read_text(encoding="utf-8")
+    text = index.write(tables, [VerdictLine("SAM helps.", "holds", "../../docs/claims.md")]).read_text(encoding="utf-8")
     assert "- **holds**: SAM helps. ([evidence](../../docs/claims.md))" in text
     assert text.index("1 claim of the paper: 1 holds") < text.index("## Contents")
 

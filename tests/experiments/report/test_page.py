@@ -15,7 +15,7 @@ from rst.experiments.report import page
 from rst.experiments.report.contents import headline
 from rst.experiments.report.results import fill
 from rst.experiments.report.tables import readable
-from rst.experiments.report.verdict import Verdict
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, load_table
 
 FILES = {
@@ -229,7 +229,7 @@ def test_figures_are_part_of_the_page_in_its_colours_each_with_a_text_instead(sh
 
 
 def test_the_page_begins_with_verdicts_and_the_headline_figure(tables: list[Table], tmp_path: Path) -> None:
-    verdicts = [Verdict("SAM <i>helps</i>.", "holds", "tables/a.csv"), Verdict("It is free.", "not run")]
+    verdicts = [VerdictLine("SAM <i>helps</i>.", "holds", "tables/a.csv"), VerdictLine("It is free.", "not run")]
     file = page.write([moved(table, tmp_path / "runs") for table in tables], verdicts)
     text, shown = file.read_text(encoding="utf-8"), Page(file)
     assert "2 claims of the paper: 1 holds, 1 not run." in shown.texts("p")
