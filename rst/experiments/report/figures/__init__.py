@@ -45,8 +45,8 @@ MARKS = {
         "outlined. The marks on the colour bar are SGD and SAM: cells of a colour below SAM's mark are better than it."
     ),
     "intervals": (
-        "Points: mean test error over seeds after the last epoch, with its 95 % t interval. The dotted line is the best "
-        "row. Left is better."
+        "Points: mean test error over seeds after the last epoch, with its 95 % t interval. The dotted line is the "
+        "best row. Left is better."
     ),
 }
 """What the marks of each figure are, and where the good ones lie."""
