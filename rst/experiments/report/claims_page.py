@@ -37,6 +37,7 @@ margin, for "as good as", is a share of the difference between the two rows that
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
 error of guessing."""
 
+COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
 
 
@@ -162,7 +163,8 @@ def _summary(scales: Sequence[Scale]) -> str:
         words = {f"`{scale.name}`": _word(verdict) for scale, verdict in zip(scales, verdicts, strict=True)}
         lines.append({"Claim": f"[{claim.content.claim}](#{claim.name})", "Section": claim.content.section, **words})
     counts = [
-        f"At scale `{scale.name}`: {', '.join(f'{n} {word}' for word, n in _counted(scale.verdicts).items() if n)}."
+        f"Of {len(scale.verdicts)} claims at scale `{scale.name}`, "
+        f"{', '.join(f'{COUNTED[word]}: {n}' for word, n in _counted(scale.verdicts).items())}."
         for scale in scales
     ]
     return " ".join(counts) + "\n\n" + _table(lines)
@@ -214,7 +216,7 @@ def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
     if verdict.compared:
         figure = _link(scale.folder / "figures" / "claims" / f"{claim.name}.svg", page)
         parts += [_comparisons(verdict.compared, content.gap), f"![Intervals of {claim.name}]({figure})"]
-    return [*parts, _filled(cost)]
+    return [*parts, cost]
 
 
 def _filled(text: str) -> str:
