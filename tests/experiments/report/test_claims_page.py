@@ -72,7 +72,7 @@ def test_a_claim_without_its_runs_says_so_and_has_the_command_that_trains_them(t
     train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
     text = claims_page.write([f"paths.runs={tmp_path / 'runs'}"])[0].read_text(encoding="utf-8")
     assert "`paper`: not run: 12 of 18 runs are there." in text
-    assert "18 runs, 7,200 passes, of which 12 runs took" in text or "18 runs, 8,100 passes" in text
+    assert "18 runs, 8,100 passes, of which 12 runs took 0.00 hours: " in text  # 300 steps, six seeds
     assert "`python scripts/sweep.py rst-beats-sam scale=paper`" in text
 
 

@@ -12,7 +12,8 @@ from rst.experiments.tables.claims import load_claims, split
 TABLES = {
     "few": "title: Few\noverrides: [dataset=digits, model=wrn10_1]\nseeds: 3\n"
     "networks: {A: [], B: [recipe.epochs=2]}\nrows: {SGD: [scheme=sgd], SAM: [scheme=sam]}\n"
-    "groups:\n  one: {rows: {RST: [scheme=rst]}}\n  two: {networks: {A: []}, rows: {RST: [scheme=rst], GNR: [scheme=gnr]}}\n"
+    "groups:\n  one: {rows: {RST: [scheme=rst]}}\n"
+    "  two: {networks: {A: []}, rows: {RST: [scheme=rst], GNR: [scheme=gnr]}}\n"
 }
 HEAD = "seeds: {paper: 4}\nclaims:\n  first:\n    section: '1'\n    quote: q\n    claim: c\n    table: few\n"  # 7 lines
 LOWER = "    comparisons: [{a: SAM, b: SGD, expect: lower}]\n"
@@ -94,7 +95,7 @@ WRONG = {
     "another scale": ((HEAD + LOWER).replace("paper", "cpu"), "claims.yaml, line 1, seeds: there is none for scale=pa"),
     "a table that does not exist": (
         (HEAD + LOWER).replace("few", "fwe"),
-        "claims.yaml, line 3, claims.first: there is no table fwe: did you mean few?",
+        "claims.yaml, line 3, claims.first: there is no table fwe: choose one of few.",
     ),
     "a row that does not exist": (
         HEAD + LOWER.replace("SAM", "SMA"),
