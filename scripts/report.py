@@ -37,7 +37,8 @@ def main() -> int:
         loaded = list(progress)
         if not loaded and not with_claims:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
-        files = write(loaded, arguments.page, arguments.prune, tqdm.write)
+        verdicts = claims_page.opening(overrides) if arguments.page else []
+        files = write(loaded, arguments.page, arguments.prune, tqdm.write, verdicts)
         files += claims_page.write(overrides, tqdm.write) if with_claims else []
     except (InputError, OSError) as error:
         progress.close()

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from rst.experiments.report.labels import dataset_of, network_of
 from rst.experiments.report.records import Outcome, Outcomes
-from rst.experiments.report.results import dataset_of, equal_conditions, network_of, times_of
+from rst.experiments.report.results import equal_conditions, times_of
 from rst.experiments.report.statistics import (
     CONFIDENCE,
     Evidence,

@@ -19,6 +19,7 @@ from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.records import Outcomes, outcomes_of
 from rst.experiments.report.results import folder_at
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.claim_file import read_claims
 from rst.experiments.tables.claims import load_claims
 from rst.experiments.tables.expansion import PlannedRun, runs_of
@@ -67,16 +68,31 @@ def write(overrides: Sequence[str], tell: Callable[[str], None] = print) -> list
     runs = _runs(own.verdicts)
     records.write(runs, own.outcomes, own.folder / records.NAME)
     files = [*_draw(own), own.folder / records.NAME]
+    page = _place(own, overrides)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, _page([own] if own.stands_in else _with_others(own, overrides), page))
+    return [page, *files]
+
+
+def opening(overrides: Sequence[str]) -> list[VerdictLine]:
+    """What an overview of the scale opens with: a line for each claim; none where no run of a claim has ended."""
+    own = _read(overrides, lambda sentence: None)
+    if not own.outcomes:
+        return []
+    evidence = _link(_place(own, overrides), own.folder / "README.md")
+    return [
+        VerdictLine(verdict.claim.content.claim, verdict.word, f"{evidence}#{verdict.claim.name}")
+        for verdict in own.verdicts
+    ]
+
+
+def _place(own: Scale, overrides: Sequence[str]) -> Path:
+    """The file of the page."""
     results = Path(compose(overrides).paths.runs).parent
     if own.stands_in:
-        page, scales = own.folder / "claims.md", [own]
-    else:
-        in_project = results.resolve() == PROJECT / "results"
-        page = results.parent / "docs" / "claims.md" if in_project else results / "claims.md"
-        scales = _with_others(own, overrides)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, _page(scales, page))
-    return [page, *files]
+        return own.folder / "claims.md"
+    in_project = results.resolve() == PROJECT / "results"
+    return results.parent / "docs" / "claims.md" if in_project else results / "claims.md"
 
 
 def _read(overrides: Sequence[str], tell: Callable[[str], None]) -> Scale:

@@ -5,21 +5,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rst.experiments.report import figures, page, records, tables
+from rst.experiments.report import figures, index, page, records, tables
 from rst.experiments.report.results import Filled, fill, folder_of
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, runs_of
 
 
 def write(
-    loaded: Sequence[Table], with_page: bool = False, prune: bool = False, tell: Callable[[str], None] = print
+    loaded: Sequence[Table],
+    with_page: bool = False,
+    prune: bool = False,
+    tell: Callable[[str], None] = print,
+    verdicts: Sequence[VerdictLine] = (),
 ) -> list[Path]:
-    """Write each table as Markdown, CSV and LaTeX, each figure as PNG and SVG, and ``records.csv``; return the files.
+    """Write each table as Markdown, CSV and LaTeX, each figure as PNG, SVG and PDF, and ``records.csv``; return them.
 
     Args:
         loaded: the tables and figures.
-        with_page: write ``report.html`` as well, one page with all of them.
+        with_page: write ``report.html`` and ``README.md`` as well, overviews with all of them.
         prune: drop the lines of ``records.csv`` whose run has no record here, and take nothing from them.
         tell: gets a sentence on what was dropped.
+        verdicts: what the overviews open with.
 
     Raises:
         InputError: a table file is wrong, a record is damaged, or a file cannot be written.
@@ -31,8 +37,8 @@ def write(
     files: list[Path] = []
     for table in tqdm(filled, desc="report", unit="table", disable=None):
         files += tables.write(table)
-        files += figures.write(table) if table.draw != "table" else []
-    files += [page.write(filled)] if with_page else []
+        files += figures.write(table) if figures.drawn_as(table) else []
+    files += [page.write(filled, verdicts), index.write(filled, verdicts)] if with_page else []
     return [*files, *recorded]
 
 

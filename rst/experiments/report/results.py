@@ -17,6 +17,7 @@ import pandas as pd
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
+from rst.experiments.report.labels import datasets_of, images_of, networks_of
 from rst.experiments.report.records import NAME, Outcome, Outcomes, outcomes_of
 from rst.experiments.report.statistics import welch
 from rst.experiments.runs.record import SHARPNESS_KEYS
@@ -64,14 +65,16 @@ def folder_at(spec: RunSpec, stands_in: bool = False) -> Path:
     return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
 
 
-def network_of(cell: Cell) -> str:
-    """The cell's network, as a reader should call it: off the paper's scale it is a slim version."""
-    return f"slim {cell.network}" if cell.network and cell.spec.scale != "paper" else cell.network
+def stem_of(table: Table) -> str:
+    """How the names of the table's files begin: off the paper's scale with the scale, for files leave their folder."""
+    folder = folder_of(table)
+    return table.name if folder == Path(table.cells[0].spec.paths.runs).parent else f"{table.name}-{folder.name}"
 
 
-def dataset_of(cell: Cell) -> str:
-    """The cell's data set, as a reader should call it: digits may stand in for its images."""
-    return f"digits as {cell.dataset}" if cell.dataset and cell.spec.stands_in else cell.dataset
+def title_of(table: Table) -> str:
+    """The table's title; off the paper's scale with the images, which are not those that the paper's tables are of."""
+    at_scale = table.runs and scale_of(table) not in ("", "paper")
+    return f"{table.title}: {images_of(table.cells)}" if at_scale else table.title
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
     numbers = paper_numbers(table.paper).to_dict("records") if table.paper else []
     shown = of_the_paper(table.cells)
     lines, times = [], []
-    for cell in table.cells:
+    for cell, network, dataset in zip(table.cells, networks_of(table.cells), datasets_of(table.cells), strict=True):
         ended = {run.spec.seed: outcomes[run.record.id] for run in cell.runs if run.record.id in outcomes}
         own = {seed: outcome for seed, outcome in ended.items() if not outcome.diverged}
-        asked = _asked(cell) | {"diverged": len(ended) - len(own)}
+        asked = _asked(cell, network, dataset) | {"diverged": len(ended) - len(own)}
         times += [times_of(own)] * max(1, len(table.metrics))
         for metric in table.metrics or [""]:
             reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
@@ -160,15 +163,15 @@ def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
     return frame
 
 
-def _asked(cell: Cell) -> dict[str, Any]:
+def _asked(cell: Cell, network: str, dataset: str) -> dict[str, Any]:
     p = math.nan if cell.spec.mean_p is None else cell.spec.mean_p
     c = cell.spec.gamma_ratio if p else math.nan
     passes = cell.spec.build_variant().extra_passes
     return {
         "group": cell.group,
-        "network": network_of(cell),
+        "network": network,
         "row": cell.row,
-        "dataset": dataset_of(cell),
+        "dataset": dataset,
         "not_in_paper": cell.not_in_paper,
         "variant": cell.spec.variant.name,
         "p": p,

@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from rst.experiments.files import write_atomically
+from rst.experiments.report.labels import dataset_of, network_of
 from rst.experiments.report.results import (
-    dataset_of,
     folder_of,
-    network_of,
     of_the_paper,
     results,
     scale_of,
+    stem_of,
+    title_of,
 )
 from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
@@ -30,6 +31,7 @@ ERRORS = {
 }
 METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
+    **{"train_error": "error on training images [%]", "validation_error": "error on held-out images [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
 }
 """What a reader is told that a line has, in a table of errors alone, and in one that has how sharp minima are too."""
@@ -68,9 +70,9 @@ def write(table: Table) -> list[Path]:
     folder, frame = folder_of(table), results(table)
     shown = _readable(frame)
     contents = {
-        folder / "tables" / f"{table.name}.md": _markdown(table, shown),
-        folder / "tables" / f"{table.name}.csv": frame.to_csv(index=False),
-        folder / "tables" / f"{table.name}.tex": _latex(table, shown),
+        folder / "tables" / f"{stem_of(table)}.md": _markdown(table, shown),
+        folder / "tables" / f"{stem_of(table)}.csv": frame.to_csv(index=False),
+        folder / "tables" / f"{stem_of(table)}.tex": _latex(table, shown),
     }
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
@@ -86,8 +88,23 @@ def readable(table: Table) -> pd.DataFrame:
     return _readable(results(table))
 
 
+def best_rows(frame: pd.DataFrame) -> list[bool]:
+    """Of each line of `readable`, whether no other of its network, data set and metric has a smaller error.
+
+    A line that is alone is not marked.
+    """
+    frame = _by_place(frame)
+    places = frame.groupby(["network", "dataset", "metric"], sort=False)["mean"]
+    return ((frame["mean"] == places.transform("min")) & (places.transform("count") > 1)).tolist()
+
+
+def _by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines by network, data set and metric, each in the order of the table file."""
+    return frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+
+
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+    frame = _by_place(frame)
     where = {"Network": frame["network"], "Data set": frame["dataset"], "Error": frame["metric"].map(ERRORS)}
     where = {header: labels for header, labels in where.items() if labels.nunique() > 1}
     if frame["metric"].isin(SHARPNESS_KEYS).any():
@@ -192,7 +209,7 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
 def _images(cell: Cell) -> str:
     data = cell.spec.dataset
     kind = "digits standing in" if cell.spec.stands_in else "real images"
-    noise = f" with {data.label_noise:.0%} of their labels wrong" if data.label_noise else ""
+    noise = f" with {100 * data.label_noise:g} % of their labels wrong" if data.label_noise else ""
     return f"{kind}, {data.train_images - data.validation:,} for training{noise}, {data.test_images:,} for testing"
 
 
@@ -214,10 +231,19 @@ def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
 # --------------------------------------------------------------------------------------------------------- the files
 
 
+def markdown(shown: pd.DataFrame) -> str:
+    """`readable` as a table in Markdown."""
+    return _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
+
+
+def wrapped(text: str) -> str:
+    """The text in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def _markdown(table: Table, shown: pd.DataFrame) -> str:
-    lines = _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
-    text = textwrap.fill(caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
-    return f"# {table.title}\n\n{lines}\n\n{text}\n"
+    text = wrapped(f"{table.caption} {caption(table, shown)}".strip())
+    return f"# {title_of(table)}\n\n{markdown(shown)}\n\n{text}\n"
 
 
 def _latex(table: Table, shown: pd.DataFrame) -> str:
@@ -230,10 +256,11 @@ def _latex(table: Table, shown: pd.DataFrame) -> str:
         environment="longtable",
         hrules=True,
         column_format="".join(side[0] for side in _sides(shown)),
-        caption=table.title.translate(LATEX),
+        caption=title_of(table).translate(LATEX),
         label=f"tab:{table.name}",
     )
-    text = re.sub("`(.+?)`", r"\\texttt{\1}", caption(table, shown).translate(LATEX))
+    said = f"{table.caption} {caption(table, shown)}".strip()
+    text = re.sub("`(.+?)`", r"\\texttt{\1}", said.translate(LATEX))
     packages = r"% In the preamble: \usepackage{booktabs,longtable}"
     return packages + "\n{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n" + lines + "\\noindent " + text + "\\par}\n"
 

@@ -72,7 +72,7 @@ def load_claims(
                 table = load_table(content.table, overrides, choice)
             except NotAtThisScale as error:
                 tell(f"{name} is left out: {error}")
-                table = Table(name, content.claim, "table", [], "", [])
+                table = Table(name, content.claim, "table", [], "", "", "", [])
             else:
                 _check(content, table)
         yield Claim(name, content, seeds, replace(table, name=name, title=content.claim, draw="table"))

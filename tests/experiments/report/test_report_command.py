@@ -78,9 +78,10 @@ def test_the_command_prints_one_table_and_lists_what_it_wrote(
     out = capsys.readouterr().out
     assert out.startswith((tmp_path / "tables" / "alone.md").read_text())
     written = out.partition("Written:\n")[2].split()
-    assert written == [
-        str(tmp_path / name) for name in ("tables/alone.md", "tables/alone.csv", "tables/alone.tex", "records.csv")
+    names = [f"tables/alone.{kind}" for kind in ("md", "csv", "tex")] + [
+        f"figures/alone.{kind}" for kind in ("png", "svg", "pdf")
     ]
+    assert written == [str(tmp_path / name) for name in (*names, "records.csv")]
 
 
 def test_the_command_writes_several_tables_and_a_page_of_them(
@@ -91,7 +92,7 @@ def test_the_command_writes_several_tables_and_a_page_of_them(
     assert err == ""  # A bar is for terminals.
     first, *written = out.split()
     assert first == "Written:"
-    assert len(written) == len(set(written)) == 3 + 3 + 1 + 1
+    assert len(written) == len(set(written)) == (3 + 3) + 3 + 2 + 1  # `times` has no errors, and so no figure
     assert str(tmp_path / "report.html") in written
     assert all(Path(file).exists() for file in written)
 

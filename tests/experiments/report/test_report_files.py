@@ -99,10 +99,10 @@ def test_rows_are_grouped_by_network_and_data_set_in_the_order_of_the_file(load:
     lines = tables.readable(load("beside"))[["Network", "Data set", "Scheme"]].to_numpy().tolist()
     schemes = ["SGD", "SAM", "G-RST[50%]", "GNR †"]
     assert lines == [
-        *(["WRN28-10", "Cifar10", scheme] for scheme in schemes),
-        *(["WRN28-10", "Cifar100", scheme] for scheme in schemes),
-        ["ViT-B16", "Cifar10", "SAM"],
-        ["ViT-B16", "Cifar100", "SAM"],
+        *(["WRN28-10", "digits", scheme] for scheme in schemes),
+        *(["WRN28-10", "digits, 20 % wrong labels", scheme] for scheme in schemes),
+        ["ViT-B16", "digits", "SAM"],
+        ["ViT-B16", "digits, 20 % wrong labels", "SAM"],
     ]
 
 
@@ -138,8 +138,8 @@ def test_the_caption_says_what_the_numbers_are_of(load: Load) -> None:
     caption = caption_of(with_two_runs_a_cell(load("beside")))
     for fact in (
         "Network: `wrn10_1`;",
-        "data: `digits` (real images, 1,000 for training, 797 for testing (Cifar10), real images, 1,000 for training "
-        "with 20% of their labels wrong, 797 for testing (Cifar100));",
+        "data: `digits` (real images, 1,000 for training, 797 for testing (digits), real images, 1,000 for training "
+        "with 20 % of their labels wrong, 797 for testing (digits, 20 % wrong labels));",
         "epochs: 20 (WRN28-10), 1,200 (ViT-B16);",
         "20 (WRN28-10), 1,200 (ViT-B16); seeds: 5.",  # Digits alone have no scale.
     ):
@@ -191,7 +191,7 @@ def test_the_markdown_has_title_rows_and_caption(load: Load) -> None:
     assert title == "# A & B_1, 50 % of each"
     assert [cell.strip() for cell in header.strip("|").split("|")] == list(tables.readable(table))
     assert [row.split("|")[1].strip() for row in rows[:10]] == ["WRN28-10", *[""] * 7, "ViT-B16", ""]
-    assert [row.split("|")[2].strip() for row in rows[:5]] == ["Cifar10", "", "", "", "Cifar100"]
+    assert [row.split("|")[2].strip() for row in rows[:5]] == ["digits", "", "", "", "digits, 20 % wrong labels"]
     assert " ".join(rows[11:]) == caption_of(table)
 
 
