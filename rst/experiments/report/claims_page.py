@@ -38,6 +38,8 @@ margin, for "as good as", is a share of the difference between the two rows that
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
 error of guessing."""
 
+DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""The kinds of figures, and which of their facts are left out: without dates, equal results give equal files."""
 COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
 
@@ -137,11 +139,11 @@ def _draw(scale: Scale) -> list[Path]:
         for verdict in scale.verdicts
         if verdict.compared
     }
-    files = [folder / "claims.png", folder / "claims.svg", *(folder / "claims" / f"{name}.svg" for name in each)]
+    files = [folder / f"claims.{kind}" for kind in DATES]
+    files += [folder / "claims" / f"{name}.svg" for name in each]
     with mpl.style.context(STYLE):
-        for file, figure in zip(files, [whole, whole, *each.values()], strict=True):
-            # Without the date, equal results give equal files.
-            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+        for file, figure in zip(files, [*[whole] * len(DATES), *each.values()], strict=True):
+            figure.savefig(file, metadata=DATES[file.suffix[1:]])
     return files
 
 

@@ -60,7 +60,7 @@ def test_every_claim_has_one_line_and_one_that_fails_stands_as_one_that_holds(tm
     assert "| [SAM is lower than SGD.](#sam-helps) | 1 | **holds** |" in lines
     assert "| [RST is lower than SAM.](#rst-beats-sam) | 2 | **fails** |" in lines
     assert {file.name for file in files} == {
-        *("claims.png", "claims.svg", "sam-helps.svg", "rst-beats-sam.svg", "records.csv")
+        *("claims.png", "claims.svg", "claims.pdf", "sam-helps.svg", "rst-beats-sam.svg", "records.csv")
     }
     assert all(file.exists() for file in files)
     links = [line.partition("](")[2].rstrip(")") for line in lines if line.startswith("![")]
