@@ -14,7 +14,7 @@ from rst.experiments.report.figures.intervals import intervals
 from rst.experiments.report.figures.panels import heading_of
 from rst.experiments.report.figures.schedules import gates, schedules
 from rst.experiments.report.figures.times import extra_time
-from rst.experiments.report.results import folder_of, stem_of
+from rst.experiments.report.results import folder_of, of_the_paper, stem_of
 from rst.experiments.tables.expansion import Table
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"
@@ -45,11 +45,17 @@ MARKS = {
         "outlined. The marks on the colour bar are SGD and SAM: cells of a colour below SAM's mark are better than it."
     ),
     "intervals": (
-        "Points: mean test error over seeds after the last epoch, with its 95 % t interval; diamonds are the "
-        "paper's, with the interval that its standard deviation gives. The dotted line is the best row. Left is better."
+        "Points: mean test error over seeds after the last epoch, with its 95 % t interval. The dotted line is the "
+        "best row. Left is better."
     ),
 }
 """What the marks of each figure are, and where the good ones lie."""
+PAPERS = {
+    "error_over_cost": "Diamonds are the paper's.",
+    "summary": "Diamonds are the paper's.",
+    "intervals": "Diamonds are the paper's, with the interval that its standard deviation gives.",
+}
+"""What the paper's marks are, in figures that have some."""
 
 
 def drawn_as(table: Table) -> str:
@@ -83,7 +89,9 @@ def draw(table: Table, heading: bool = True) -> Figure:
 
 def caption_of(table: Table) -> str:
     """What a reader should see in the figure, and what its marks are."""
-    return " ".join(filter(None, (table.caption, MARKS[drawn_as(table)])))
+    beside_the_paper = table.paper and of_the_paper(table.cells) and drawn_as(table) in PAPERS
+    papers = PAPERS[drawn_as(table)] if beside_the_paper else ""
+    return " ".join(filter(None, (table.caption, MARKS[drawn_as(table)], papers)))
 
 
 def write(table: Table) -> list[Path]:
