@@ -38,6 +38,9 @@ margin, for "as good as", is a share of the difference between the two rows that
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
 error of guessing."""
 
+DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""The kinds of figures, and which of their facts are left out: without dates, equal results give equal files."""
+COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
 
 
@@ -136,11 +139,11 @@ def _draw(scale: Scale) -> list[Path]:
         for verdict in scale.verdicts
         if verdict.compared
     }
-    files = [folder / "claims.png", folder / "claims.svg", *(folder / "claims" / f"{name}.svg" for name in each)]
+    files = [folder / f"claims.{kind}" for kind in DATES]
+    files += [folder / "claims" / f"{name}.svg" for name in each]
     with mpl.style.context(STYLE):
-        for file, figure in zip(files, [whole, whole, *each.values()], strict=True):
-            # Without the date, equal results give equal files.
-            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+        for file, figure in zip(files, [*[whole] * len(DATES), *each.values()], strict=True):
+            figure.savefig(file, metadata=DATES[file.suffix[1:]])
     return files
 
 
@@ -178,7 +181,8 @@ def _summary(scales: Sequence[Scale]) -> str:
         words = {f"`{scale.name}`": _word(verdict) for scale, verdict in zip(scales, verdicts, strict=True)}
         lines.append({"Claim": f"[{claim.content.claim}](#{claim.name})", "Section": claim.content.section, **words})
     counts = [
-        f"At scale `{scale.name}`: {', '.join(f'{n} {word}' for word, n in _counted(scale.verdicts).items() if n)}."
+        f"Of {len(scale.verdicts)} claims at scale `{scale.name}`, "
+        f"{', '.join(f'{COUNTED[word]}: {n}' for word, n in _counted(scale.verdicts).items())}."
         for scale in scales
     ]
     return " ".join(counts) + "\n\n" + _table(lines)
@@ -230,7 +234,7 @@ def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
     if verdict.compared:
         figure = _link(scale.folder / "figures" / "claims" / f"{claim.name}.svg", page)
         parts += [_comparisons(verdict.compared, content.gap), f"![Intervals of {claim.name}]({figure})"]
-    return [*parts, _filled(cost)]
+    return [*parts, cost]
 
 
 def _filled(text: str) -> str:

@@ -9,11 +9,13 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rst.experiments.compose import compose
 from rst.experiments.errors import InputError, NotAtThisScale
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.identity import run_id
+from rst.experiments.runs.record import Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.table_file import Content, Family, Row, TableFile, table_names
 
@@ -193,15 +195,17 @@ def _cell(file: TableFile, place: _Place, overrides: tuple[str, ...], choice: Ch
         paper = {"scheme": label, **{key: _filled(text, place.values) for key, text in place.row.paper.items()}}
     of_family = place.family.overrides if place.group else ()
     choices = (*file.content.overrides, *of_family, *of_dataset, *of_network, *of_row)
+    everything = (*choices, *overrides)
     try:
-        composed = _composed((*choices, *overrides))
+        composed = _composed(everything)
     except InputError:
         with file.at_row(place.group, place.label):
             _composed(choices)
         raise  # without the overrides the file is right, so that they are wrong
-    spec = composed.changed(wandb={"group": file.path.stem, "job_type": f"{network} {label}".strip()})
+    names = {"group": file.path.stem, "job_type": f"{network} {label}".strip()}
+    spec = composed.model_copy(update={"wandb": composed.wandb.model_copy(update=names)})
     seeds = choice.seeds if choice else min(file.content.seeds, spec.max_seeds or file.content.seeds)
-    runs = [PlannedRun(own, open_record(own)) for own in (spec.changed(seed=seed) for seed in range(seeds))]
+    runs = [_run(spec, everything, seed) for seed in range(seeds)]
     not_in_paper = place.row.not_in_paper
     return Cell(file.path.stem, place.group, network, label, dataset, not_in_paper, paper, spec, runs)
 
@@ -209,6 +213,17 @@ def _cell(file: TableFile, place: _Place, overrides: tuple[str, ...], choice: Ch
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunSpec:
     return compose(overrides)
+
+
+def _run(spec: RunSpec, overrides: tuple[str, ...], seed: int) -> PlannedRun:
+    """The run of a seed. Nothing is checked anew: a seed contradicts no other key."""
+    return PlannedRun(spec.model_copy(update={"seed": seed}), Record(Path(spec.paths.runs) / _id(overrides, seed)))
+
+
+@functools.cache
+def _id(overrides: tuple[str, ...], seed: int) -> str:
+    """The id of a run; tables share many of them, and their names are not in it."""
+    return run_id(_composed(overrides).model_copy(update={"seed": seed}))
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:

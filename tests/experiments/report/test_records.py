@@ -94,7 +94,7 @@ def test_a_clone_without_records_writes_the_same_bytes_from_the_committed_lines(
     table.runs[10].record.diverge(7, "the loss is not finite")
     files = write([table])
     before = {file: file.read_bytes() for file in files}
-    assert len(before) == 3 + 2 + 1
+    assert len(before) == 3 + 3 + 1
     forget(*table.runs[:11])
     for file in files:
         if file.name != records.NAME:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import table_files
+from made_up_runs import claims, table_files
 
 from rst.experiments.report.files import write
 from rst.experiments.report.results import fill, results
@@ -35,7 +35,9 @@ FILES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with table_files(tmp_path_factory.mktemp("tables"), FILES):
+    folder = tmp_path_factory.mktemp("claims")
+    no_claims = "seeds: {paper: 2}\nclaims: {}\n"
+    with table_files(tmp_path_factory.mktemp("tables"), FILES), claims(folder, no_claims):
         yield
 
 
@@ -52,7 +54,7 @@ def test_numbers_of_real_runs_are_those_of_their_records(tmp_path: Path) -> None
     assert lines.loc["SAM", "extra_propagations_realised"] == 1
     errors = [json.loads((run.record.folder / "summary.json").read_text())["test_error"] for run in table.runs[4:]]
     assert lines.loc["RST[50%]", "mean"] == statistics.mean(errors)
-    records = pd.read_csv(write([table])[3]).set_index("id")
+    records = pd.read_csv(write([table])[-1]).set_index("id")
     assert sorted(records.index) == sorted(run.record.id for run in table.runs[2:])
     assert set(records["recipe.epochs"]) == {3}
     assert sorted(records["schedule.p"].dropna()) == [0.5, 0.5]

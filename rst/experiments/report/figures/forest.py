@@ -12,7 +12,7 @@ from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.panels import WIDTH, key, legend
 
 COLOURS = {"holds": "C1", "fails": "C2", "undecided": "0.45", "not run": "0.45"}
-MARKERS = {"holds": "o", "fails": "X", "undecided": "s", "not run": "|"}
+MARKERS = {"holds": "o", "fails": "X", "undecided": "s"}
 SIDES = (-1.25, 1.25)
 """The limits of the x axis; what lies beyond has its mark on the border."""
 LINE = 0.19
@@ -36,7 +36,9 @@ def forest(verdicts: Sequence[Verdict], title: str) -> Figure:
         figure.suptitle(title)
         ax = figure.subplots()
         for y, (verdict, one) in enumerate(lines):
-            if one is not None:
+            if one is None:
+                ax.text(0, y, " not run", color=COLOURS[verdict.word], fontsize="small", va="center")
+            else:
                 _draw(ax, y, verdict.word, one)
         ax.axvline(0, color="0.3", linewidth=0.8, zorder=0)
         ax.set_yticks(range(len(lines)), [_label(lines, y) for y in range(len(lines))], fontsize="small")
@@ -45,7 +47,7 @@ def forest(verdicts: Sequence[Verdict], title: str) -> Figure:
         ax.set(xlim=SIDES, ylim=(len(lines) - 0.5, -0.5))
         ax.set_xlabel("a - b, with 95 % interval [difference of the gap's two rows, such as SGD and SAM]")
         ax.tick_params(axis="y", length=0)
-        words = [word for word in COLOURS if any(verdict.word == word for verdict in verdicts)]
+        words = [word for word in MARKERS if any(verdict.word == word for verdict in verdicts)]
         marks = [key(word, color=COLOURS[word], marker=MARKERS[word], linestyle="none") for word in words]
         legend(figure, [*marks, key("margin", color="0.3", marker="|", markersize=9, linestyle="none")])
     return figure

@@ -1,0 +1,110 @@
+"""The page of claims, its figures, and that a clone with the committed records alone writes the same bytes."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from made_up_runs import claims, finish, table_files
+
+from rst.experiments.report import claims_page
+from rst.experiments.tables.claims import load_claims
+from rst.experiments.tables.expansion import runs_of
+
+FILES = {
+    "schemes": """
+        title: Schemes
+        overrides: [dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]
+        rows: {SGD: [scheme=sgd], SAM: [scheme=sam], RST: [scheme=rst]}
+        """
+}
+FILE = """
+seeds: {paper: 6, cpu: 6}
+claims:
+  sam-helps:
+    section: "1"
+    quote: better
+    claim: SAM is lower than SGD.
+    table: schemes
+    comparisons: [{a: SAM, b: SGD, expect: lower}]
+  rst-beats-sam:
+    section: "2"
+    quote: even better
+    claim: RST is lower than SAM.
+    table: schemes
+    comparisons: [{a: RST, b: SAM, expect: lower}]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("claims")
+    (folder / "tables").mkdir()
+    with table_files(folder / "tables", FILES), claims(folder, FILE):
+        yield
+
+
+def train(runs: Path, name: str, errors: dict[str, float]) -> None:
+    """Finish the runs of a claim, with these errors and a little more or less for each seed."""
+    for claim in load_claims([f"paths.runs={runs}"], [name]):
+        for cell in claim.table.cells:
+            for run in cell.runs:
+                finish(run, test_error=errors[cell.row] + 0.01 * ((3 * run.spec.seed + len(cell.row)) % 7))
+
+
+def test_every_claim_has_one_line_and_one_that_fails_stands_as_one_that_holds(tmp_path: Path) -> None:
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    train(tmp_path / "runs", "rst-beats-sam", {"SGD": 5, "SAM": 2, "RST": 4})
+    page, *files = claims_page.write([f"paths.runs={tmp_path / 'runs'}"])
+    lines = [" ".join(line.split()) for line in page.read_text(encoding="utf-8").splitlines()]
+    assert "| [SAM is lower than SGD.](#sam-helps) | 1 | **holds** |" in lines
+    assert "| [RST is lower than SAM.](#rst-beats-sam) | 2 | **fails** |" in lines
+    assert {file.name for file in files} == {
+        *("claims.png", "claims.svg", "claims.pdf", "sam-helps.svg", "rst-beats-sam.svg", "records.csv")
+    }
+    assert all(file.exists() for file in files)
+    links = [line.partition("](")[2].rstrip(")") for line in lines if line.startswith("![")]
+    assert len(links) == 3
+    assert all((page.parent / link).exists() for link in links)
+
+
+def test_a_claim_without_its_runs_says_so_and_has_the_command_that_trains_them(tmp_path: Path) -> None:
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    text = claims_page.write([f"paths.runs={tmp_path / 'runs'}"])[0].read_text(encoding="utf-8")
+    assert "`paper`: not run: 12 of 18 runs are there." in text
+    assert "18 runs, 8,100 passes, of which 12 runs took 0.00 hours: " in text  # 300 steps, six seeds
+    assert "`python scripts/sweep.py rst-beats-sam scale=paper`" in text
+
+
+def test_a_clone_with_the_committed_records_alone_writes_the_same_bytes(tmp_path: Path) -> None:
+    overrides = [f"paths.runs={tmp_path / 'runs'}"]
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    before = {file: file.read_bytes() for file in claims_page.write(overrides)}
+    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "figures")
+    (tmp_path / "claims.md").unlink()
+    assert {file: file.read_bytes() for file in claims_page.write(overrides)} == before
+
+
+def test_a_page_has_every_scale_with_records_whichever_is_written(tmp_path: Path) -> None:
+    own = f"paths.runs={tmp_path / 'runs'}"
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    claims_page.write([own])
+    page, *_ = claims_page.write([own, "scale=cpu"])
+    assert "| `paper`" in page.read_text(encoding="utf-8")
+    assert "| `cpu`" in page.read_text(encoding="utf-8")
+
+
+def test_the_commands_know_claims_beside_tables(
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"paths.runs={tmp_path / 'runs'}"
+    assert script("sweep", "claims", "--dry-run", own) == 0
+    out = capsys.readouterr().out
+    assert "sam-helps: SAM is lower than SGD.: 12 runs" in out
+    assert "In all 18 runs" in out
+    assert script("sweep", "sam-helps", "--dry-run", own) == 0
+    assert "In all 12 runs" in capsys.readouterr().out
+    assert script("report", "claims", own) == 0
+    assert str(tmp_path / "claims.md") in capsys.readouterr().out
+    assert len(runs_of(claim.table for claim in load_claims([own]))) == 18
