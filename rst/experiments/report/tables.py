@@ -50,9 +50,11 @@ MEANINGS = {
     "Δη expected": "Δη: extra passes a step.",
     "Δη by steps": "Δη: extra passes a step, as the mean of p(t) over the steps and by the formula for many steps.",
     "γ_rst / ρ": "γ_rst / ρ = p c: the regularisation in units of ρ.",
-    "Time / SGD": "Time / SGD: training time over that without sharp steps.",
+    "Time / SGD": "Time / SGD: training time over that without sharp steps, of runs with nothing else on their cores.",
     "Paper time": "Paper time: the paper's training time over that without sharp steps.",
-    "Extra time / SAM": "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's.",
+    "Extra time / SAM": (
+        "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's, of runs with nothing else on their cores."
+    ),
 }
 """What the caption says of a column."""
 

@@ -1,5 +1,6 @@
 """What a run runs on: what a reader needs in order to judge whether two records can be compared."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 import rst
+from rst.experiments.devices import available_cores
 from rst.experiments.spec import RunSpec
 
 
@@ -35,8 +37,14 @@ def environment_of(spec: RunSpec, device: torch.device, data_digest: str) -> dic
         "channels_last": spec.channels_last,
         "compile": spec.compile,
         "deterministic": spec.deterministic,
+        "alone": _alone(),
         "data_digest": data_digest,
     }
+
+
+def _alone() -> bool:
+    """Whether no more processes than there are cores ran in the last minute, so that none slowed this run down."""
+    return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= available_cores() + 0.5
 
 
 def _git_commit() -> str | None:
@@ -54,6 +62,9 @@ def _git_commit() -> str | None:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two starts of a run, as a text: "torch 2.13.0 -> 2.14.1, threads 1 -> 2"."""
-    keys = dict.fromkeys([*before, *now])
+    """What differs between two starts of a run, as a text: "torch 2.13.0 -> 2.14.1, threads 1 -> 2".
+
+    What else the machine does is left out: it changes the time of a run alone.
+    """
+    keys = [key for key in dict.fromkeys([*before, *now]) if key != "alone"]
     return ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key))

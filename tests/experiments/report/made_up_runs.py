@@ -13,7 +13,7 @@ from rst.experiments.runs.record import SUMMARY_KEYS, Record
 from rst.experiments.tables import claim_file, table_file
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
-CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None}
+CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None, "alone": True}
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def test_thousands_of_lines_are_read_in_a_moment(load: Load) -> None:
 # ------------------------------------------------------------------------------------------------------- conditions
 
 
-@pytest.mark.parametrize("differing", ["device", "devices", "threads", "compile"])
+@pytest.mark.parametrize("differing", ["device", "devices", "threads", "compile", "alone"])
 def test_times_of_a_run_whose_starts_differ_are_not_compared(load: Load, differing: str) -> None:
     table = load("alone")
     for run in table.runs:
@@ -166,6 +166,13 @@ def test_times_of_a_run_whose_starts_differ_are_not_compared(load: Load, differi
     assert lines_of(table).loc[table.runs[2].record.id, differing] == str(CPU[differing])
 
 
+def test_times_of_runs_beside_which_others_ran_are_not_compared(load: Load) -> None:
+    table = load("alone")
+    for run in table.runs:
+        finish(run, on=CPU | {"alone": False}, train_seconds=2 + run.spec.mean_p)
+    assert results(table)["relative_time"].isna().all()
+
+
 def test_the_columns_of_conditions_are_those_of_the_machine_and_stand_once(load: Load) -> None:
     table = load("alone")
     finish(table.runs[0], on=CPU | {"device": "A GPU", "threads": 3, "autocast": "bfloat16", "torch": "9.9"})
@@ -173,7 +180,7 @@ def test_the_columns_of_conditions_are_those_of_the_machine_and_stand_once(load:
     [line] = lines_of(table).to_dict("records")
     assert {key: line[key] for key in CONDITIONS} == {
         **dict.fromkeys(CONDITIONS, "False"),
-        **{"device": "A GPU", "devices": "1", "threads": "3", "autocast": "bfloat16"},
+        **{"device": "A GPU", "devices": "1", "threads": "3", "autocast": "bfloat16", "alone": "True"},
     }
     assert line["torch"] == "9.9"
     header = file_of(table).read_text().partition("\n")[0].split(",")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rst.experiments.compose import compose
 from rst.experiments.runs import environment
 
 
@@ -62,3 +63,17 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit_on_record() is None
+
+
+@pytest.mark.parametrize(("load", "alone"), [(0.0, True), (2.3, True), (3.0, False), (9.0, False)])
+def test_a_run_is_alone_where_no_more_processes_than_cores_ran_in_the_last_minute(
+    load: float, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "available_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    start = environment.environment_of(compose(["scale=digits"]), torch.device("cpu"), "digest")
+    assert start["alone"] is alone
+
+
+def test_a_change_in_what_else_the_machine_does_is_no_change_of_the_run() -> None:
+    assert environment.changes({"threads": 1, "alone": True}, {"threads": 2, "alone": False}) == "threads 1 -> 2"
