@@ -222,8 +222,9 @@ def test_a_run_on_own_images_that_was_stopped_ends_as_if_it_had_not(own: Config,
 
 
 def test_two_ranks_train_the_run_of_one(own: Config, tmp_path: Path) -> None:
-    alone = train(own("recipe.perturbation_batch=6"), show_progress=False)
-    both = train(own("recipe.perturbation_batch=6", "devices=2", f"paths.runs={tmp_path / 'two'}"), show_progress=False)
+    words = ["recipe.perturbation_batch=6", "recipe.epochs=1"]
+    alone = train(own(*words), show_progress=False)
+    both = train(own(*words, "devices=2", f"paths.runs={tmp_path / 'two'}"), show_progress=False)
     assert both.id == alone.id
     assert both.summary["test_loss"] == pytest.approx(alone.summary["test_loss"], rel=1e-3)
 
