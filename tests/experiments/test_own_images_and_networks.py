@@ -302,7 +302,7 @@ REFUSED_AT_THE_START = [
     ("model=timm model.name=resnet10", "model.name=resnet10 is no network of timm: did you mean "),
     ("model=torchvision model.name=resnet10", "model.name=resnet10 is no network of torchvision: did you mean "),
     ("model=timm model.name=resnet10t +model.nothing=1", "unexpected keyword argument 'nothing'"),
-    ("model=timm model.name=vit_tiny_patch16_224 dataset.image_size=20", "dataset.image_size=20"),
+    ("model=timm model.name=vit_tiny_patch16_224 dataset.image_size=8", "does not take images of dataset.image_size=8"),
     ("model=torchvision model.name=alexnet", "model.name=alexnet does not take images of dataset.image_size=32"),
     ("model.pretrained=true", "'pretrained'"),
     ("model.pretrained={tmp}/text.pt", "{tmp}/text.pt has no weights that torch.load can read"),
