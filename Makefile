@@ -50,6 +50,9 @@ tables: $(READY)  ## All tables, in one sweep
 figures: $(READY)  ## All figures, in one sweep
 	$(TRAIN_AND_WRITE)
 
+claims: $(READY)  ## The verdicts on the paper's claims: train the runs that are missing, then write docs/claims.md
+	$(TRAIN_AND_WRITE)
+
 report: $(READY)  ## All tables and figures from the runs that are done, and a page of them
 	@$(BIN)/python scripts/report.py --page $(SETTINGS)
 
@@ -83,6 +86,6 @@ FORCE:
 	@$(PYTHON) -c 'import difflib, re, sys; target, *known = sys.argv[1:]; \
 	near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$$", r"0\1", target), known, 1, 0.8); \
 	sys.exit(f"there is no target {target}: " + (f"did you mean {near[0]}?" if near else "make help lists all."))' \
-	$@ $(NAMES) demo tables figures report test test-slow test-faults test-slurm test-integrations lint bench setup help
+	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench setup help
 
-.PHONY: help setup demo tables figures report test test-slow test-faults test-slurm test-integrations lint bench FORCE
+.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench FORCE

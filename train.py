@@ -2,9 +2,11 @@
 
 Every key is in configs/, and `--cfg job` shows the whole config of a command. The record of a run is the folder
 results/runs/<id>/: a run that is done prints its result, and one that is not goes on where it stopped.
-`evaluate=<run id or checkpoint>` scores a saved network.
+`evaluate=<run id or checkpoint>` scores a saved network. docs/own_data.md has images and networks of your own.
 """
 
+import functools
+import math
 import os
 import signal
 import sys
@@ -36,21 +38,32 @@ warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {m
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(composed: DictConfig) -> None:
-    """Do one run. If it fails, its sentence is kept, and the next run of a sweep begins."""
+def main(composed: DictConfig) -> float:
+    """Do one run. If it fails, its sentence is kept, and the next run of a sweep begins.
+
+    What a search by Hydra's Optuna sweeper minimises is returned: the error on held-out training images in percent,
+    and infinity for a run that fails.
+    """
     try:
         spec = spec_of(composed, task_overrides())
         if not in_sweep():
             refuse_without_effect(spec, task_overrides())
+        if searches() and not spec.dataset.validation:
+            raise InputError(
+                "a search chooses by images held out of training, never by the test set: write dataset.validation=<how "
+                "many>."
+            )
     except InputError as error:
         fail(error, FIRST_OF_HOST)
-        return
+        return math.inf
     try:
         said = result(spec)
         if FIRST:
             print(said)
+        return validation_error(spec) if searches() else 0.0
     except InputError as error:
         fail(error, not error.repeated)
+        return math.inf
 
 
 def fail(error: InputError, speaks: bool) -> None:
@@ -62,6 +75,18 @@ def fail(error: InputError, speaks: bool) -> None:
 def in_sweep() -> bool:
     """Whether the command has -m, and so several runs."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def searches() -> bool:
+    """Whether a sweeper chooses the runs of this sweep by the results of those before."""
+    return in_sweep() and "optuna" in HydraConfig.get().sweeper._target_
+
+
+def validation_error(spec: RunSpec) -> float:
+    """The error of the run, which is done, on its held-out training images, in percent."""
+    from rst.experiments.runs.record import open_record
+
+    return float(open_record(spec).summary["validation_error"])
 
 
 def task_overrides() -> list[str]:
@@ -79,6 +104,7 @@ def result(spec: RunSpec) -> str:
         return f"{spec.evaluate}: " + ", ".join(f"test {name} {scores[name]:.4g}{units[name]}" for name in scores)
     known = what_is_known(spec)
     if FIRST and not known:
+        say_what_is_scored(spec)
         advise(spec)
     try:
         record = train(spec)
@@ -110,6 +136,20 @@ def what_is_known(spec: RunSpec) -> str:
         return ""
     lacks = spec.measure_sharpness and "lambda_max" not in record.summary
     return f" was done before{' without measure_sharpness' * lacks}, and force=true trains it anew"
+
+
+def say_what_is_scored(spec: RunSpec) -> None:
+    """Say which of the images in a user's own folder are the test images."""
+    if spec.dataset.name == "folder":
+        from rst.experiments.data.image_folders import layout
+
+        tell(f"{spec.dataset.test_images} of the images are test images: {layout('folder', spec.dataset.root).note}")
+
+
+@functools.cache
+def tell(sentence: str) -> None:
+    """Print a sentence on stderr, in a sweep only once."""
+    print(f"train.py: {sentence}", file=sys.stderr)
 
 
 def advise(spec: RunSpec) -> None:

@@ -10,4 +10,4 @@ from rst.sharpness import sharpness
 
 __all__ = ["RST", "schedules", "sharpness", "variants"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

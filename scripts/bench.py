@@ -1,4 +1,4 @@
-"""Measure what the method costs on this machine: python scripts/bench.py [vectors steps variants loader epoch start]
+"""Measure what the method costs on this machine: python scripts/bench.py [vectors steps variants loader ...]
 
 Contenders take turns in one process, and figures are ratios: medians over the rounds. Each part writes a JSON file and
 a Markdown table to results/bench/<device>/.
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from rst.experiments.bench import parts
-from rst.experiments.bench.table import write
+from rst.experiments.bench.table import Table, write
 from rst.experiments.compose import PROJECT
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError
@@ -39,10 +39,13 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             begin = time.perf_counter()
-            table = parts.measure(name, device, arguments.rounds)
-            files = write(table, folder, environment(device), time.perf_counter() - begin)
+
+            def written(table: Table, begin: float = begin) -> list[Path]:
+                return write(table, folder, environment(device), time.perf_counter() - begin)
+
+            table = parts.measure(name, device, arguments.rounds, written)
             print(table.markdown)
-            print("Written:", *files, "", sep="\n  ")
+            print("Written:", *(folder / f"{name}.{suffix}" for suffix in ("json", "md")), "", sep="\n  ")
     except InputError as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 1

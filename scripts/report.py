@@ -1,4 +1,4 @@
-"""Write tables and figures from the run records: python scripts/report.py table03 figures [--page] [key=value ...]"""
+"""Write tables and figures from the run records: python scripts/report.py table03 claims [--page] [key=value ...]"""
 
 import argparse
 import signal
@@ -7,7 +7,9 @@ import sys
 from tqdm import tqdm
 
 from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.report import claims_page
 from rst.experiments.report.files import write
+from rst.experiments.tables.claims import CLAIMS
 from rst.experiments.tables.expansion import COLLECTIONS, load_tables
 
 
@@ -16,22 +18,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Write tables and figures from the run records.", usage="%(prog)s NAME ... [--page] [key=value ...]"
     )
-    parser.add_argument("words", nargs="*", metavar="NAME", help="a file of configs/tables, or: tables, figures")
+    parser.add_argument(
+        "words", nargs="*", metavar="NAME", help="a file of configs/tables, or: tables, figures, claims"
+    )
     parser.add_argument(
         "--page", action="store_true", help="also write one page with all of them (default: tables figures)"
     )
-    parser.add_argument("--prune", action="store_true", help="drop runs without a record from records.csv")
+    parser.add_argument("--prune", action="store_true", help="drop runs from records.csv that have no record here")
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.words if "=" in word]
     names = [word for word in arguments.words if "=" not in word] or [*COLLECTIONS] * arguments.page
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
+    with_claims = CLAIMS in names
+    names = [name for name in names if name != CLAIMS]
     progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table", delay=1, leave=False)
     try:
         loaded = list(progress)
-        if not loaded:
+        if not loaded and not with_claims:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
-        files = write(loaded, arguments.page, arguments.prune)
+        verdicts = claims_page.opening(overrides) if arguments.page else []
+        files = write(loaded, arguments.page, arguments.prune, tqdm.write, verdicts)
+        files += claims_page.write(overrides, tqdm.write) if with_claims else []
     except (InputError, OSError) as error:
         progress.close()
         print(f"report.py: {one_sentence(error)}", file=sys.stderr)

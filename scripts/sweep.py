@@ -1,4 +1,4 @@
-"""Train the runs of tables that are missing: python scripts/sweep.py table03 figures [--workers 2] [key=value ...]"""
+"""Train the runs that are missing: python scripts/sweep.py table03 figures claims [--workers 2] [key=value ...]"""
 
 import argparse
 import signal
@@ -8,6 +8,7 @@ import torch
 
 from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.launch import local
+from rst.experiments.tables.claims import load_claims, split
 from rst.experiments.tables.expansion import Table, load_tables, runs_of
 from rst.experiments.training.signals import Interrupted
 
@@ -17,13 +18,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Train the runs of tables that are missing.", usage="%(prog)s NAME ... [options] [key=value ...]"
     )
-    parser.add_argument("words", nargs="+", metavar="NAME", help="a file of configs/tables, or: tables, figures")
+    parser.add_argument(
+        "words", nargs="+", metavar="NAME", help="a file of configs/tables, a claim, or: tables, figures, claims"
+    )
     parser.add_argument("--workers", type=int, help="runs at a time (default: GPUs, or cores where there is no GPU)")
     parser.add_argument("--dry-run", action="store_true", help="train nothing: list the runs and what they will cost")
     parser.add_argument(
         "--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (docs/clusters.md)"
     )
-    parser.add_argument("--report", action="store_true", help="then write the tables and figures, as report.py does")
+    parser.add_argument("--report", action="store_true", help="then write what report.py writes")
     parser.add_argument("--yes", action="store_true", help="start also what takes days on this machine")
     arguments = parser.parse_intermixed_args()
     if arguments.launcher == "slurm" and arguments.workers is not None:
@@ -35,7 +38,10 @@ def main() -> int:
     if not names:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
     try:
-        tables = list(load_tables(names, overrides))
+        of_tables, of_claims = split(names)
+        shown = list(load_tables(of_tables, overrides))
+        claims = list(load_claims(overrides, of_claims)) if of_claims else []
+        tables = [*shown, *(claim.table for claim in claims if claim.runs)]
         if not tables:
             raise InputError(f"there is no table to train among {' '.join(names)}.")
         if arguments.dry_run:
@@ -52,7 +58,7 @@ def main() -> int:
     for failure in failures:
         print(f"sweep.py: {failure}", file=sys.stderr)
     print(f"{', '.join(names)}: records in {folder_of_records(tables)}")
-    if arguments.report and not report(tables):
+    if arguments.report and not report(shown, overrides if of_claims else None):
         return 1
     return 1 if failures else 0
 
@@ -73,18 +79,22 @@ def train(tables: list[Table], workers: int | None, yes: bool) -> list[str]:
     return local.run(runs, workers)
 
 
-def report(tables: list[Table]) -> bool:
-    """Write the tables and figures, whatever runs they lack; whether that went well."""
-    from rst.experiments.report.files import write  # a sweep without a report needs neither pandas nor matplotlib
+def report(tables: list[Table], overrides_of_claims: list[str] | None) -> bool:
+    """Write tables, figures and the page of claims, whatever runs they lack; whether that went well."""
+    from rst.experiments.report import (  # a sweep without a report needs neither pandas nor matplotlib
+        claims_page,
+        files,
+    )
 
     try:
-        files = write(tables)
+        written = files.write(tables)
+        written += [] if overrides_of_claims is None else claims_page.write(overrides_of_claims)
     except (InputError, OSError) as error:
         print(f"sweep.py: {one_sentence(error)}", file=sys.stderr)
         return False
     if len(tables) == 1:
-        print(files[0].read_text(encoding="utf-8"))
-    print("Written:", *files, sep="\n  ")
+        print(written[0].read_text(encoding="utf-8"))
+    print("Written:", *written, sep="\n  ")
     return True
 
 

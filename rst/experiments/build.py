@@ -12,20 +12,32 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import rst
 from rst.experiments.compose import builder_of
-from rst.experiments.errors import bad_input
+from rst.experiments.errors import InputError, bad_input
+from rst.experiments.files import file_digest
+from rst.experiments.models.weights import load_weights, read_weights
 from rst.experiments.spec import RunSpec
 from rst.streams import stream
 
 
 def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
-    """The network, its weights drawn from a random stream of the seed.
+    """The network, its weights drawn from a random stream of the seed or, but for its head, those of a file.
 
     Raises:
-        InputError: the network cannot be built with these options.
+        InputError: the network cannot be built with these options, or the weights are not those of such a network.
     """
     torch.manual_seed(stream("init", spec.seed).initial_seed())
+    weights = spec.model.pretrained
     with bad_input():
-        model: nn.Module = get_method(builder_of("model", spec.network))(**spec.model.options)
+        model: nn.Module = get_method(builder_of("model", spec.network))(
+            **spec.model.options, **({"pretrained": True} if weights is True else {})
+        )
+        if isinstance(weights, str):
+            if file_digest(weights) != spec.model.pretrained_digest:
+                raise InputError(
+                    f"model.pretrained={weights} has digest {file_digest(weights)}, not model.pretrained_digest="
+                    f"{spec.model.pretrained_digest}: give the file that the run began with, or leave the digest out."
+                )
+            load_weights(model, read_weights(weights), f"model.pretrained={weights}")
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if spec.channels_last else model
 

@@ -17,11 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from rst.experiments.devices import is_rank
 from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.files import file_digest
 from rst.experiments.spec import RunSpec, steps_per_epoch
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,8 @@ def spec_of(composed: DictConfig, overrides: Sequence[str]) -> RunSpec:
     try:
         plain = {str(key): composed[key] for key in composed if key != "hydra"}
         _refuse_half_choices(plain, overrides)
+        if plain["dataset"].get("name") == "folder":
+            _follow_folder(plain["dataset"], plain["paths"], overrides)
         for key, node in plain.items():
             if OmegaConf.is_config(node):
                 plain[key] = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -71,7 +74,7 @@ def spec_of(composed: DictConfig, overrides: Sequence[str]) -> RunSpec:
                 f"configs/{group}, and choose it by {group}=<its name>."
             )
     _use_named_images(plain["dataset"], overrides)
-    spec = _with_digest(validated(plain))
+    spec = _with_digests(validated(plain))
     if os.path.isfile(spec.paths.runs):
         raise InputError(f"paths.runs={spec.paths.runs} is a file: write paths.runs=<folder>.")
     return spec
@@ -82,7 +85,7 @@ def _refuse_half_choices(plain: Mapping[str, Any], overrides: Sequence[str]) -> 
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = "model" if key == "network" else key.removesuffix(".name")
-        if group != key and (CONFIGS / group).is_dir():
+        if group != key and key != "model.name" and (CONFIGS / group).is_dir():
             choices = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
             meant = value if value in choices else f"<one of {', '.join(choices)}>"
             raise InputError(f"{override} changes a name, and not the keys that belong to it: write {group}={meant}.")
@@ -105,7 +108,7 @@ def validated(plain: Mapping[str, Any]) -> RunSpec:
         if wrong["type"] == "missing":
             raise InputError(f"{key} is missing: write {key}=<value>.") from error
         if wrong["type"] == "extra_forbidden":
-            raise InputError(_unknown_key(key)) from error
+            raise InputError(unknown_key(key)) from error
         value, fix = wrong["input"], wrong["msg"]
         if wrong["type"] == "literal_error":
             fix = "write one of " + wrong["ctx"]["expected"].replace(" or ", ", ").replace("'", "").replace(
@@ -119,15 +122,49 @@ def _written(value: Any) -> Any:
     return "null" if value is None else value
 
 
-def _with_digest(spec: RunSpec) -> RunSpec:
-    """The spec with the digest of a folder of images that is the user's own, so that its id says which images."""
-    data = spec.dataset
-    if data.name != "imagenet" or data.source == "digits" or data.digest is not None:
-        return spec
-    from rst.experiments.data.image_folders import folder_digest  # loads the image library
+def _with_digests(spec: RunSpec) -> RunSpec:
+    """The spec with the digests of images and weights that are the user's own, so that its id says which they are."""
+    data, model = spec.dataset, spec.model
+    if data.name == "imagenet" and data.source != "digits" and data.digest is None:
+        from rst.experiments.data.folder_cache import folder_facts  # loads the image library
+        from rst.experiments.data.image_folders import is_there
 
-    digest = folder_digest(data.root, spec.paths.cache)
-    return spec if digest is None else spec.changed(dataset={"digest": digest})
+        if is_there(data.name, data.root):
+            digest = folder_facts(data.name, data.root, spec.paths.cache).digest
+            spec = spec if digest is None else spec.changed(dataset={"digest": digest})
+    if isinstance(model.pretrained, str) and model.pretrained_digest is None:
+        spec = spec.changed(model={"pretrained_digest": file_digest(model.pretrained)})
+    return spec
+
+
+def _follow_folder(data: DictConfig, paths: DictConfig, overrides: Sequence[str]) -> None:
+    """Fill in what follows from a user's own folder of images: its classes, its images and their digest.
+
+    A scale may ask for more images than there are, and gets all; a command that does so is refused where they are read.
+    """
+    for group, key, node in (("dataset", "root", data), ("paths", "cache", paths)):
+        if not isinstance(node.get(key), str) or not node[key]:
+            raise InputError(
+                f"{group}.{key}={_written(node.get(key))}: write {group}.{key}=<folder"
+                f"{', with a folder of images for each class' * (key == 'root')}>."
+            )
+    from rst.experiments.data.folder_cache import folder_facts
+
+    root, cache = os.path.expanduser(data.root), os.path.expanduser(paths.cache)
+    facts = folder_facts("folder", root, cache)
+    if facts.classes < 2:
+        raise InputError(f"dataset.root={root} has one folder of images: give one for each of at least two classes.")
+    keys = [_key_of(override) for override in overrides]
+    for key, found in (("train_images", facts.train), ("test_images", facts.test)):
+        asked = data.get(key)
+        if asked is None or (f"dataset.{key}" not in keys and isinstance(asked, int) and asked > found):
+            data[key] = found
+    if data.get("num_classes") is None:
+        data.num_classes = facts.classes
+    if data.get("digest") is None:
+        data.digest = facts.digest
+    if data.source == "digits" and "dataset.source" not in keys:
+        data.source = "auto"
 
 
 def _use_named_images(dataset: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -240,24 +277,33 @@ OmegaConf.register_new_resolver("sweepdir", _sweep_folder, replace=True)
 # --------------------------------------------------------------------------------------------------- Hydra's errors
 
 
+_PATHS = r"paths\.\w+|dataset\.root|model\.pretrained|evaluate"
+"""Keys whose values are paths."""
+
+
 def sentence_of(error: Exception) -> str:
     """What Hydra has to say, in one sentence: of a choice or a key that does not exist, with those that do."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
-    if isinstance(error, OverrideParseException) and re.match(r"(paths\.\w+|dataset\.root|evaluate)=", error.override):
+    if isinstance(error, OverrideParseException) and re.match(rf"({_PATHS})=", error.override):
         key, _, path = error.override.partition("=")
         return f"""{error.override} has signs that Hydra reads only in quotes: write '{key}="{path}"'."""
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} is missing: write {error.full_key}=<value>."
     sentence = one_sentence(error)
     if sentence.startswith("Config group override must be"):
         return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
-    return _unknown_key(unknown[1]) if unknown else sentence
+    return unknown_key(unknown[1]) if unknown else sentence
 
 
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
+    """The sentence that answers a key which does not exist, with the one that was meant."""
     # A name is chosen with its group, as in schedule=linear, so that nobody means the key.
     meant = [name for name in _keys(RunSpec) if not name.endswith(".name")]
+    if key == "model.name":
+        return "model.name is a key of model=timm and model=torchvision alone: write model=timm model.name=<a network>."
     same = [name for name in meant if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = difflib.get_close_matches(key, same or meant, n=1, cutoff=0.0 if same else 0.6)
     return f"there is no key {key}" + (f": did you mean {near[0]}?" if near else ": see --cfg job for all.")

@@ -52,16 +52,36 @@ def check_devices(spec: RunSpec) -> None:
         raise InputError(f"devices={spec.devices} of kind {device.type} cannot work together: take device=cpu.")
 
 
+def emulates_bfloat16(name: str) -> bool:
+    """Whether this machine's processor trains a run on the device of this name, and lacks bfloat16 instructions.
+
+    The run gives the same result to rounding, in more time. A torch that cannot tell what the processor has says no.
+    """
+    if name != "cpu" and (name != "auto" or torch.cuda.is_available()):
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    has = torch.cpu.get_capabilities()
+    return not any(has.get(instructions) for instructions in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
+
+
+_runs_before = 0
+"""How many runs this process has begun: the first one need not wait for a collection, a fifth of a second."""
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on."""
+    global _runs_before
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        gc.collect()
-        with suppress(OSError, AttributeError):  # What an earlier run has freed goes back to the system, if it can.
-            ctypes.CDLL(None).malloc_trim(0)
+        if _runs_before:  # What they have left goes back to the system, if it can.
+            gc.collect()
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+    _runs_before += 1
 
 
 def peak_memory(device: torch.device) -> int | None:

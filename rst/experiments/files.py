@@ -4,6 +4,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from rst.experiments.errors import InputError
@@ -26,6 +28,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 (64 hexadecimal digits) of the content of a file; a file that has not changed is read once.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        state = os.stat(path)
+        return _digest(path, state.st_mtime_ns, state.st_size)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason}): write the path of a file.") from error
+
+
+@cache
+def _digest(path: str, mtime_ns: int, size: int) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -54,6 +54,7 @@ Deviations = Annotated[
 OptionalCount = Annotated[Count | None, wanted("null or an integer from 1")]
 OptionalNumber = Annotated[Number | None, wanted("null or a number from 0")]
 OptionalText = Annotated[Text | None, wanted("null or a text")]
+Weights = Annotated[Literal[True] | Folder | None, wanted("null, the path of a file, or true")]
 _Scalar = StrictBool | StrictInt | StrictFloat | StrictStr | None
 Option = Annotated[_Scalar | tuple[_Scalar, ...], wanted("a number, a text, true, false or a list of these")]
 """The value of an option of a network, an optimizer, a schedule or a variant: plain data, which can name no code."""
@@ -82,7 +83,7 @@ class Named(Part):
 class Dataset(Part):
     """What an example is, and where the images come from."""
 
-    name: Literal["cifar10", "cifar100", "imagenet", "digits"]
+    name: Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
     source: Literal["auto", "parquet", "torchvision", "digits"]
     root: Folder
     digest: OptionalText = None
@@ -111,6 +112,12 @@ class Augmentation(Part):
 class Model(Named):
     """The options of the network; the typed ones are those of the networks in ``configs/model``."""
 
+    name: Text = ""
+    """Which network of a library, where the group names a library: timm or torchvision."""
+    pretrained: Weights = None
+    """The weights to begin with: those in a file, or, if true, those that the library downloads; null: random ones."""
+    pretrained_digest: OptionalText = None
+    """The digest of that file."""
     depth: Count = 1
     width: Count = 1
     widen_factor: Count = 1
@@ -121,6 +128,11 @@ class Model(Named):
     widths: Counts = ()
     alpha: Number = 0.0
     dropout: Share = 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keys that have a value in the config, but for those of the weights to begin with."""
+        return self.model_dump(exclude_unset=True, exclude={"pretrained", "pretrained_digest"})
 
 
 class Optimizer(Named):

@@ -194,6 +194,14 @@ class RunSpec(Part):
                 f"dataset.channels={data.channels}, but dataset.mean and dataset.std have {len(data.mean)} and "
                 f"{len(data.std)} numbers: give one for each channel."
             )
+        if data.name == "folder" and data.source != "auto":
+            raise InputError(
+                f"dataset.source={data.source} has no effect on dataset=folder, whose images are files: leave it out."
+            )
+        if data.name in ("folder", "imagenet") and data.source != "digits" and data.channels != 3:
+            raise InputError(
+                f"dataset.channels={data.channels}, but images in files are read in colour: leave dataset.channels out."
+            )
         options = self.model.options
         for key, of_data in (("num_classes", "num_classes"), ("in_channels", "channels"), ("image_size", "image_size")):
             if options.get(key, getattr(data, of_data)) != getattr(data, of_data):

@@ -64,8 +64,8 @@ def test_every_scheme_has_a_config() -> None:
 
 
 def test_every_network_and_data_set_has_a_config() -> None:
-    assert choices("model") == sorted(MODELS)
-    assert choices("dataset") == sorted(DATASETS)
+    assert choices("model") == sorted([*MODELS, "timm", "torchvision"])
+    assert choices("dataset") == sorted([*DATASETS, "folder"])
 
 
 def test_every_schedule_has_a_config() -> None:

@@ -31,7 +31,7 @@ REFUSED_AT_ONCE = [
     ("scheme=asam", "scheme=asam", "gnr, grst, rst, sam, sgd"),
     ("model=resnet19", "model=resnet19", "resnet18"),
     ("schedule=cosine", "schedule=cosine", "cosine_down, cosine_up"),
-    ("dataset=mnist", "dataset=mnist", "cifar10, cifar100, digits, imagenet"),
+    ("dataset=mnist", "dataset=mnist", "cifar10, cifar100, digits, folder, imagenet"),
     ("augmentation=mixcut", "augmentation=mixcut", "basic, cutout, mixup, none"),
     ("recipe=table16", "recipe=table16", "cifar"),
     ("scale=tiny", "scale=tiny", "paper, smoke"),

@@ -11,7 +11,7 @@ from rst.experiments.bench.table import Table
 from rst.experiments.errors import InputError
 
 CUDA_ONLY = "recipes"
-PARTS = ("vectors", "steps", "variants", "loader", "epoch", "start", CUDA_ONLY)
+PARTS = ("vectors", "steps", "variants", "loader", "epoch", "start", "sweep", CUDA_ONLY)
 """Each is the name of a module in this folder, whose ``measure(device, rounds)`` returns the part's table."""
 
 
@@ -34,10 +34,16 @@ def chosen(names: Sequence[str], device: torch.device) -> list[str]:
     return list(dict.fromkeys(names or PARTS))
 
 
-def measure(name: str, device: torch.device, rounds: int | None) -> Table:
-    """The table of a part, over so many rounds; None: as many as are usual for it."""
+def measure(name: str, device: torch.device, rounds: int | None, written: Callable[[Table], object]) -> Table:
+    """The table of a part, over so many rounds; None: as many as are usual for it.
+
+    ``written`` gets it, and that of `CUDA_ONLY`, which takes long, also while it grows.
+    """
     part: Callable[..., Table] = import_module(f"rst.experiments.bench.{name}").measure
-    return part(device) if rounds is None else part(device, rounds)
+    own = {} if rounds is None else {"rounds": rounds}
+    table = part(device, **own, **({"written": written} if name == CUDA_ONLY else {}))
+    written(table)
+    return table
 
 
 def folder_of(results: Path, device: torch.device) -> Path:

@@ -3,7 +3,7 @@
 import csv
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -41,8 +41,9 @@ def measure(
     networks: Sequence[str] = NETWORKS,
     forms: Mapping[str, Sequence[str]] = FORMS,
     settings: Sequence[str] = (),
+    written: Callable[[Table], object] = lambda table: None,
 ) -> Table:
-    """A row for each network in each form."""
+    """A row for each network in each form. ``written`` gets the table so far after every network."""
     rows: list[Row] = []
     late: list[str] = []
     end = time.monotonic() + SECONDS
@@ -62,8 +63,10 @@ def measure(
             rows += rows_of(network, list(trainers), times, settings)
             trainers.clear()
             contenders.clear()
-    note = NOTE + f" Left out, since it would take too long: {', '.join(late)}." * bool(late)
-    return Table("recipes", "The recipes of the paper on this device", note, rounds, rows)
+            note = NOTE + f" Left out, since it would take too long: {', '.join(late)}." * bool(late)
+            table = Table("recipes", "The recipes of the paper on this device", note, rounds, list(rows))
+            written(table)
+    return table
 
 
 def rows_of(network: str, forms: Sequence[str], times: Mapping[str, list[float]], settings: Sequence[str]) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from rst.experiments.data.augment import Augmentation
 from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
-from rst.experiments.data.image_folders import Files, ImageFolders, folder_digest, open_imagenet
+from rst.experiments.data.folder_cache import FolderFacts, folder_facts
+from rst.experiments.data.image_folders import Files, ImageFolders, open_folders, open_imagenet
 from rst.experiments.data.loader import Loader, evaluation_batches
 from rst.experiments.data.run_data import RunData, readable
 from rst.experiments.data.sources import load
@@ -13,15 +14,17 @@ __all__ = [
     "Dataset",
     "FileLoader",
     "Files",
+    "FolderFacts",
     "ImageFolders",
     "Loader",
     "RunData",
     "Split",
     "centre_crop_batches",
     "evaluation_batches",
-    "folder_digest",
+    "folder_facts",
     "hold_out",
     "load",
+    "open_folders",
     "open_imagenet",
     "readable",
     "with_label_noise",

@@ -1,17 +1,11 @@
-"""ImageNet, and data sets laid out like it: folders of image files, one folder for each class."""
+"""ImageNet, and the images of users: folders of image files, one folder for each class."""
 
-import json
 import os
-import re
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +13,35 @@ from torch import Tensor
 
 from rst.experiments.data.crops import decode
 from rst.experiments.devices import available_cores
-from rst.experiments.errors import InputError, bad_input
-from rst.experiments.files import write_atomically
 
 PLACES = (".", "imagenet", "ILSVRC/Data/CLS-LOC")
 """Where the folders ``train`` and ``val`` are looked for below the root, in this order."""
 
-ILSVRC_2012 = (1_000, 1_281_167, 50_000)
-"""How many classes, training images and validation images ILSVRC 2012 has."""
+TESTS = ("test", "val", "valid")
+"""Which folder beside a user's own ``train`` has the test images: the first of these that has class folders."""
 
-DIGESTS = "folder_digests.json"
-"""The file in the cache in which `folder_digest` keeps its answers."""
+HELD_OUT = 1 / 5
+"""The share of each class that is held out for the test where a user's own folder has no test images of its own."""
 
-SETTLED = 2 * 10**9
-"""Nanoseconds after a change of a folder from which a further change is sure to show in its modification time."""
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the folders of the classes are: in ``train`` and ``test``, or all in ``train``.
+
+    Where there is no ``test``, a part of each class is held out for it: see `hold_out_of_each_class`.
+    """
+
+    root: Path
+    train: Path
+    test: Path | None
+
+    @property
+    def note(self) -> str:
+        """A sentence that says which images are the test images."""
+        if self.test is not None:
+            return f"those in {self.test}."
+        folders = " or ".join(f"{name}/" for name in TESTS)
+        return f"{self.root} has no {folders}, so that a fifth of each class is held out of training, always the same."
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +60,9 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, rows: slice | Tensor) -> "Files":
-        return Files(self.folder, self.names[rows], self.labels[rows])
+        # NumPy takes a tensor of one row for a number.
+        names = self.names[rows.numpy() if isinstance(rows, Tensor) else rows]
+        return Files(self.folder, names, self.labels[rows])
 
     def path(self, row: int) -> str:
         """The path of the file in one row."""
@@ -60,7 +71,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolders:
-    """The files of ``root/train/<class>`` and ``root/val/<class>``.
+    """The image files of a `Layout`.
 
     A label is the place of the class among the sorted ``classes``. Each split is sorted by the SHA-256 of the file
     names. This order is random with respect to the classes: the first n images are a fair sample of all.
@@ -75,9 +86,9 @@ class ImageFolders:
     def digest(self) -> str:
         """SHA-256 (64 hexadecimal digits) of the names and sizes of all files, in their order."""
         state = sha256()
-        for files in (self.train, self.test):
+        for split, files in ((b"train", self.train), (b"val", self.test)):  # whatever the folders are called
             for row, name in enumerate(files.names):
-                state.update(b"%s/%s:%d\n" % (files.folder.name.encode(), name, os.path.getsize(files.path(row))))
+                state.update(b"%s/%s:%d\n" % (split, name, os.path.getsize(files.path(row))))
         return state.hexdigest()
 
     def check(self) -> None:
@@ -91,7 +102,7 @@ class ImageFolders:
         total, damaged = len(self.train) + len(self.test), []
         with (
             ThreadPoolExecutor(available_cores()) as threads,
-            tqdm(total=total, desc="Checking ImageNet", unit=" images") as bar,
+            tqdm(total=total, desc="Checking", unit=" images") as bar,
         ):
             for files in (self.train, self.test):
                 chunks = [range(len(files))[start : start + 100] for start in range(0, len(files), 100)]
@@ -116,33 +127,65 @@ def damaged_files(files: Files, rows: range) -> list[str]:
     return damaged
 
 
-def open_imagenet(root: str | Path) -> ImageFolders:
-    """List the images of ``root``, whose folders ``train`` and ``val`` may be at any of `PLACES`.
+def open_folders(name: str, root: str | Path) -> ImageFolders:
+    """List the images of the data set ``name``, "imagenet" or "folder", in its `layout`.
 
     Raises:
-        FileNotFoundError: ``train``, ``val`` or the images of a class are missing.
-        ValueError: ``train`` and ``val`` have different classes.
+        FileNotFoundError: a folder or the images of a class are missing.
+        ValueError: training and test images have different classes, or a class has too few images.
     """
-    found = find_imagenet(root)
-    if found is None:
+    found = layout(name, root)
+    classes, train = image_files(found.train)
+    if found.test is None:
+        train, test = hold_out_of_each_class(train, classes)
+        return ImageFolders(found.root, classes, train, test)
+    test_classes, test = image_files(found.test)
+    if differing := sorted({*classes} ^ {*test_classes}):
+        has, lacks = (found.train, found.test) if differing[0] in classes else (found.test, found.train)
+        raise ValueError(f"{has} has the class {differing[0]} and {lacks} does not: give both the same class folders.")
+    return ImageFolders(found.root, classes, train, test)
+
+
+def open_imagenet(root: str | Path) -> ImageFolders:
+    """List the images of ImageNet, or of a data set that is laid out like it, as `open_folders` does."""
+    return open_folders("imagenet", root)
+
+
+def layout(name: str, root: str | Path) -> Layout:
+    """Where the images of the data set ``name``, "imagenet" or "folder", are.
+
+    ImageNet's folders are ``train`` and ``val``, at any of `PLACES` below ``root``. A user's own are ``train`` and one
+    of `TESTS`; ``train`` alone; or, where there is no ``train``, those of the classes in ``root`` itself.
+
+    Raises:
+        FileNotFoundError: they are not there.
+    """
+    if name == "imagenet":
+        for folder in places(root):
+            if not lacking(folder):
+                return Layout(folder, folder / "train", folder / "val")
         tried = "; ".join(f"{folder} has no {' and no '.join(lacking(folder))}" for folder in places(root))
         raise FileNotFoundError(
             f"No ImageNet images ({tried}): write dataset.root=<folder with train/<class>/*.JPEG and "
             f"val/<class>/*.JPEG>, or try dataset.source=digits."
         )
-    (classes, train), (test_classes, test) = image_files(found / "train"), image_files(found / "val")
-    if differing := sorted({*classes} ^ {*test_classes}):
-        has, lacks = ("train", "val") if differing[0] in classes else ("val", "train")
-        raise ValueError(
-            f"{found / has} has the class {differing[0]} and {found / lacks} does not: "
-            "give both the same class folders."
-        )
-    return ImageFolders(found, classes, train, test)
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset.root={root} is not a folder: write the one with a folder for each class.")
+    tests = [folder / test for test in TESTS if (folder / test).is_dir()]
+    if (folder / "train").is_dir():
+        return Layout(folder, folder / "train", next(filter(class_folders, tests), None))
+    if tests:
+        raise FileNotFoundError(f"{tests[0]} has no folder train beside it: put the training images there.")
+    return Layout(folder, folder, None)
 
 
-def find_imagenet(root: str | Path) -> Path | None:
-    """The first of the `PLACES` below ``root`` that has both folders, ``train`` and ``val``."""
-    return next((folder for folder in places(root) if not lacking(folder)), None)
+def is_there(name: str, root: str | Path) -> bool:
+    """Whether the data set ``name`` has a `layout` below ``root``."""
+    try:
+        return bool(layout(name, root))
+    except FileNotFoundError:
+        return False
 
 
 def places(root: str | Path) -> list[Path]:
@@ -153,6 +196,24 @@ def places(root: str | Path) -> list[Path]:
 def lacking(folder: Path) -> list[str]:
     """Which of the folders ``train`` and ``val`` are missing in ``folder``."""
     return [split for split in ("train", "val") if not (folder / split).is_dir()]
+
+
+def hold_out_of_each_class(files: Files, classes: list[str]) -> tuple[Files, Files]:
+    """Divide the images into those to train on and, of each class, `HELD_OUT`, but at least one, for the test.
+
+    The held-out ones are the first of their class in the order of the files, which is random but always the same: it
+    depends on the names of the files alone. An image that is added moves no other one of another class.
+
+    Raises:
+        ValueError: a class has a single image.
+    """
+    held_out = torch.zeros(len(files), dtype=torch.bool)
+    for label, name in enumerate(classes):
+        rows = (files.labels == label).nonzero().flatten()
+        if len(rows) < 2:
+            raise ValueError(f"{files.folder / name} has one image, and needs two: one to train on, one for the test.")
+        held_out[rows[: max(1, round(HELD_OUT * len(rows)))]] = True
+    return files[(~held_out).nonzero().flatten()], files[held_out.nonzero().flatten()]
 
 
 def image_files(folder: Path) -> tuple[list[str], Files]:
@@ -175,7 +236,7 @@ def image_files(folder: Path) -> tuple[list[str], Files]:
     if 0 in counts:
         empty = folder / classes[counts.index(0)]
         raise FileNotFoundError(
-            f"{empty} has no images: copy the folder of this class again, or delete it from train and val."
+            f"{empty} has no images: copy the folder of this class again, or delete it, for the test images as well."
         )
     order = sorted(range(len(names)), key=lambda row: sha256(names[row]).digest())
     return classes, Files(folder, np.array(names), labels)[torch.tensor(order)]
@@ -184,81 +245,3 @@ def image_files(folder: Path) -> tuple[list[str], Files]:
 def class_folders(split: Path) -> list[str]:
     """The sorted names of the folders in ``split``, but for hidden ones, whose names begin with a dot."""
     return sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
-
-
-# The digest for the id of a run ---------------------------------------------------------------------------------------
-
-
-def folder_digest(root: str | Path, cache: str | Path) -> str | None:
-    """The digest that tells the images of a user's own folder from those of ILSVRC 2012.
-
-    Listing a million files takes a minute, so the answer is kept in ``cache``. It holds for as long as the modification
-    times of ``train``, ``val`` and the class folders stay: adding, deleting or renaming a file changes them, writing to
-    a file that is there does not (see `forget_digest`). A cache that cannot be written is no error.
-
-    Returns:
-        `ImageFolders.digest`. None where no folders are found, and where they hold ILSVRC 2012 itself, as its numbers
-        of images and the names of its classes, such as n01440764, say.
-
-    Raises:
-        InputError: the folders are incomplete or cannot be read.
-    """
-    file = Path(cache) / DIGESTS
-    with bad_input():
-        found = find_imagenet(root)
-        if found is None:
-            return None
-        folder, times = str(found.resolve()), modification_times(found)
-        state = sha256(repr(times).encode()).hexdigest()
-        kept = kept_digests(file).get(folder)
-        if kept and kept.get("times") == state and "digest" in kept:
-            return kept["digest"]
-        folders = open_imagenet(root)
-        digest = None if is_ilsvrc_2012(folders) else folders.digest
-        # A change in a folder below a class folder does not show in the times, nor one right after another change.
-        flat = all(name.count(b"/") == 1 for files in (folders.train, folders.test) for name in files.names)
-        if flat and time.time_ns() - max(times.values()) > SETTLED:
-            keep_digests(file, {**kept_digests(file), folder: {"times": state, "digest": digest}})
-    return digest
-
-
-def forget_digest(root: Path, cache: str | Path) -> None:
-    """Delete the answer that `folder_digest` keeps for a folder, because a file in it has been overwritten since."""
-    file = Path(cache) / DIGESTS
-    kept = kept_digests(file)
-    if kept.pop(str(root.resolve()), None):
-        keep_digests(file, kept)
-
-
-def modification_times(root: Path) -> dict[str, int]:
-    """The modification times, in nanoseconds, of ``train``, ``val`` and their class folders."""
-
-    def folders() -> Iterator[Path]:
-        for split in (root / "train", root / "val"):
-            yield split
-            yield from (split / name for name in class_folders(split))
-
-    return {os.path.relpath(folder, root): folder.stat().st_mtime_ns for folder in folders()}
-
-
-def is_ilsvrc_2012(folders: ImageFolders) -> bool:
-    """Whether the numbers of images and the names of the classes are those of ILSVRC 2012."""
-    numbers = (len(folders.classes), len(folders.train), len(folders.test))
-    return numbers == ILSVRC_2012 and all(re.fullmatch(r"n[0-9]{8}", name) for name in folders.classes)
-
-
-def kept_digests(file: Path) -> dict[str, dict[str, Any]]:
-    """The answers in the cache, by folder, each with the keys times and digest; none if the file is damaged."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    entries = content.items() if isinstance(content, dict) else ()
-    return {folder: entry for folder, entry in entries if isinstance(entry, dict)}
-
-
-def keep_digests(file: Path, digests: dict[str, dict[str, Any]]) -> None:
-    """Replace the answers in the cache, or leave them as they are if the cache cannot be written."""
-    with suppress(OSError, InputError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(digests, indent=1))

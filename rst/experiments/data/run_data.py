@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rst.experiments.data.augment import Augmentation
 from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
-from rst.experiments.data.image_folders import Files, ImageFolders, forget_digest, open_imagenet
+from rst.experiments.data.folder_cache import forget_facts
+from rst.experiments.data.image_folders import Files, ImageFolders, open_folders
 from rst.experiments.data.loader import Loader, evaluation_batches
 from rst.experiments.data.sources import load
 from rst.experiments.data.splits import Dataset, Split, hold_out, with_label_noise
@@ -24,7 +25,7 @@ EVALUATION_BATCH = 500
 class RunData:
     """The splits of a run: train, test and, if images are held out, validation.
 
-    CIFAR and the digits are in memory, ImageNet is in files; the batches of both have the same form.
+    CIFAR and the digits are in memory, ImageNet and users' own images in files; the batches of both have the same form.
 
     Args:
         spec: the run.
@@ -107,7 +108,7 @@ class RunData:
 
 def in_folders(spec: RunSpec) -> bool:
     """Whether the images of a run are files in folders, one for each class."""
-    return spec.dataset.name == "imagenet" and spec.dataset.source != "digits"
+    return spec.dataset.name in ("imagenet", "folder") and spec.dataset.source != "digits"
 
 
 def readable(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -130,7 +131,7 @@ def open_images(spec: RunSpec) -> Dataset | ImageFolders:
     source: Dataset | ImageFolders
     with bad_input():
         if in_folders(spec):
-            source = open_imagenet(data.root)
+            source = open_folders(data.name, data.root)
         else:
             source = load(
                 data.name,
@@ -144,7 +145,7 @@ def open_images(spec: RunSpec) -> Dataset | ImageFolders:
             where = f"of {data.name}"
             if isinstance(source, ImageFolders):
                 where = f"in {source.root}"
-                forget_digest(source.root, spec.paths.cache)
+                forget_facts(source.root, spec.paths.cache)
             raise InputError(
                 f"dataset.digest={data.digest}, but the images {where} have digest {source.digest}: give the folder "
                 "that the run was trained on, or leave dataset.digest out."

@@ -1,5 +1,6 @@
 """The runs of tables on this machine, several at a time."""
 
+import gc
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from multiprocessing import active_children, get_context
 import torch
 from tqdm import tqdm
 
-from rst.experiments.data.image_folders import find_imagenet
+from rst.experiments.data.image_folders import is_there
 from rst.experiments.data.run_data import RunData, in_folders, open_images
 from rst.experiments.devices import available_cores, check_devices
 from rst.experiments.errors import InputError
@@ -78,7 +79,7 @@ def check(runs: Sequence[PlannedRun]) -> None:
         if left:
             check_devices(left[0].spec)
             RunData(left[0].spec, torch.device("cpu"))
-        if ended and in_folders(ended[0].spec) and find_imagenet(ended[0].spec.dataset.root):
+        if ended and in_folders(ended[0].spec) and is_there(ended[0].spec.dataset.name, ended[0].spec.dataset.root):
             digest = open_images(ended[0].spec).digest
             for run in ended:
                 run.record.refuse_other_images(digest)
@@ -248,8 +249,18 @@ def _set_up_worker(threads: int, gpus: str | None) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def free_the_run_before() -> None:
+    """Free what the run before has left in this process, and let later collections pass over what still exists.
+
+    These are imported modules, whose visit at every collection would take a fifth of a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _train(spec: RunSpec) -> str | None:
     """Train one run in a worker; return why it failed, if it did. Raises `Locked` where another process trains it."""
+    free_the_run_before()
     try:
         train(spec, show_progress=False)
     except Locked:

@@ -1,32 +1,55 @@
 """All files of a report, written together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rst.experiments.report import figures, page, tables
-from rst.experiments.report.results import one_look
-from rst.experiments.tables.expansion import Table
+from rst.experiments.report import figures, index, page, records, tables
+from rst.experiments.report.results import Filled, fill, folder_of
+from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.tables.expansion import Table, runs_of
 
 
-def write(loaded: Sequence[Table], with_page: bool = False, prune: bool = False) -> list[Path]:
-    """Write each table as Markdown, CSV and LaTeX, each figure as PNG and SVG, and ``records.csv``; return the files.
+def write(
+    loaded: Sequence[Table],
+    with_page: bool = False,
+    prune: bool = False,
+    tell: Callable[[str], None] = print,
+    verdicts: Sequence[VerdictLine] = (),
+) -> list[Path]:
+    """Write each table as Markdown, CSV and LaTeX, each figure as PNG, SVG and PDF, and ``records.csv``; return them.
 
     Args:
         loaded: the tables and figures.
-        with_page: write ``report.html`` as well, one page with all of them.
-        prune: drop the lines of ``records.csv`` whose run has no record any more.
+        with_page: write ``report.html`` and ``README.md`` as well, overviews with all of them.
+        prune: drop the lines of ``records.csv`` whose run has no record here, and take nothing from them.
+        tell: gets a sentence on what was dropped.
+        verdicts: what the overviews open with.
 
     Raises:
-        InputError: a table file is wrong, or a file cannot be written.
+        InputError: a table file is wrong, a record is damaged, or a file cannot be written.
     """
     for table in loaded:
         figures.check(table)
+    filled = fill(loaded, records_alone=prune)
+    recorded = write_records(filled, prune, tell)  # first, since it may refuse to prune
     files: list[Path] = []
-    with one_look():
-        for table in tqdm(loaded, desc="report", unit="table", disable=None):
-            files += tables.write(table, prune)
-            files += figures.write(table) if table.draw != "table" else []
-        files += [page.write(loaded)] if with_page else []
-    return list(dict.fromkeys(files))
+    for table in tqdm(filled, desc="report", unit="table", disable=None):
+        files += tables.write(table)
+        files += figures.write(table) if figures.drawn_as(table) else []
+    files += [page.write(filled, verdicts), index.write(filled, verdicts)] if with_page else []
+    return [*files, *recorded]
+
+
+def write_records(filled: Sequence[Filled], prune: bool = False, tell: Callable[[str], None] = print) -> list[Path]:
+    """Put what came out of the tables' runs into ``records.csv`` of their folders; return these files."""
+    files = []
+    for folder in dict.fromkeys(folder_of(table) for table in filled if table.runs):
+        own = [table for table in filled if folder_of(table) == folder]
+        outcomes = {name: outcome for table in own for name, outcome in table.outcomes.items()}
+        dropped = records.write(runs_of(own), outcomes, folder / records.NAME, prune)
+        files.append(folder / records.NAME)
+        if dropped:
+            tell(dropped)
+    return files

@@ -1,7 +1,5 @@
 """One HTML page with all tables and figures of one scale, in one file that opens without a network."""
 
-import base64
-import io
 import os
 import re
 from collections import Counter
@@ -11,29 +9,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import matplotlib as mpl
-import matplotlib.style
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from tqdm import tqdm
 
-from rst.experiments.errors import InputError
 from rst.experiments.files import write_atomically
-from rst.experiments.report.figures import STYLE, draw
-from rst.experiments.report.results import (
-    command_of,
-    dataset_of,
-    folder_of,
-    network_of,
-    of_the_paper,
-    scale_of,
-)
-from rst.experiments.report.tables import caption, readable
-from rst.experiments.tables.expansion import Cell, PlannedRun, Table, runs_of
+from rst.experiments.report import figures
+from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
+from rst.experiments.report.figures.panels import PALETTE
+from rst.experiments.report.inline import inline
+from rst.experiments.report.labels import datasets_of, images_of, network_of, networks_of
+from rst.experiments.report.records import Outcome
+from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
+from rst.experiments.report.tables import best_rows, caption, readable
+from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
 FEW = 12
-"""Up to this many lines, the numbers below a figure are unfolded when the page opens."""
+"""Up to this many lines, numbers are unfolded when the page opens."""
+LETTERS = 10
+"""How many letters of a commit or digest are shown."""
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 ENVIRONMENT = {
     "git_commit": "Commit",
@@ -47,35 +43,51 @@ ENVIRONMENT = {
 """The facts of a run's environment that the page shows, and their names on the page."""
 
 
-def write(tables: Sequence[Table]) -> Path:
+def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path:
     """Write ``report.html`` into the folder of the tables' results; return the file.
+
+    Args:
+        tables: what the page shows, all of one scale.
+        verdicts: what has become of the paper's claims, which the page opens with.
 
     Raises:
         InputError: the tables have different scales or images, so that they cannot share a page.
     """
-    names = {folder_of(table): table.name for table in tables}
-    if len(names) > 1:
-        places = " and ".join(f"{name} in {folder}" for folder, name in names.items())
-        raise InputError(f"one page shows one scale, but the results are {places}: write a page for each.")
-    [folder] = names
+    folder = common_folder(tables)
+    filled = fill(tables)
     cells = [cell for table in tables for cell in table.cells]
     runs = runs_of(tables)
-    done = [run for run in runs if run.record.done]
+    ended = {name: outcome for table in filled for name, outcome in table.outcomes.items()}
+    done = [outcome for outcome in ended.values() if not outcome.diverged]
+    first = headline(filled)
     page = _template().render(
         scale=next(filter(None, map(scale_of, tables)), ""),
-        images=_images(cells),
+        images=images_of(cell for cell in cells if cell.runs),
         comparable=of_the_paper(cells),
         done=len(done),
         planned=len(runs),
-        seconds=sum(run.record.summary["train_seconds"] for run in done),
-        seeds=sorted({run.spec.seed for run in runs}),
+        seconds=sum(outcome.summary["train_seconds"] for outcome in done),
+        seeds=_seeds(runs),
         networks=list(dict.fromkeys(network_of(cell) or cell.spec.network for cell in cells if cell.runs)),
-        sections=[_section(table, folder) for table in tqdm(tables, desc="page", unit="table", disable=None)],
+        verdicts=verdicts,
+        outcomes=Counter(verdict.outcome for verdict in verdicts).most_common(),
+        headline=first.name if first else "",
+        sections=[_section(table, folder) for table in tqdm(filled, desc="page", unit="table", disable=None)],
         environment=_environment(done),
+        palette=PALETTE,
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _seeds(runs: Sequence[PlannedRun]) -> str:
+    """How many seeds, and which: "5 seeds (0 to 4)"."""
+    seeds = sorted({run.spec.seed for run in runs})
+    if not seeds:
+        return "none"
+    which = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({which})"
 
 
 def _template() -> Any:
@@ -95,41 +107,34 @@ def _code(text: str) -> Markup:
     return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _images(cells: Sequence[Cell]) -> str:
-    names = ", ".join(dict.fromkeys(cell.spec.dataset.name for cell in cells))
-    return f"embedded digits in place of {names}" if any(cell.spec.stands_in for cell in cells) else names
-
-
 # ------------------------------------------------------------------------------------------------------ a table
 
 
-def _section(table: Table, folder: Path) -> dict[str, Any]:
-    done, shown = sum(run.record.done for run in table.runs), readable(table)
-    numbered = re.fullmatch(r"(table|figure)0*(\d+)", table.name)
+def _section(table: Filled, folder: Path) -> dict[str, Any]:
+    done, shown = done_of(table), readable(table)
+    drawn = figures.drawn_as(table) if done or not table.runs else ""
     return {
         "name": table.name,
-        "label": f"{numbered[1].capitalize()} {numbered[2]}" if numbered else "",
+        "label": label_of(table),
         "title": table.title,
+        "say": figures.caption_of(table) if drawn else table.caption,
         "caption": caption(table, shown),
         "done": done,
         "planned": len(table.runs),
         "command": command_of(table),
-        "figure": _figure(table) if table.draw != "table" and (done or not table.runs) else "",
+        "figure": inline(table) if drawn else "",
+        "files": files_of(table),
         "runs": _runs(table, folder),
-        **_numbers(shown),
+        "folded": bool(drawn and table.draw != "table") or not done,
+        **_numbers(shown, best_rows(results(table))),
     }
 
 
-def _figure(table: Table) -> str:
-    """The figure as a data URI. Its letters are outlines, since a reader may lack the font."""
-    drawing = io.BytesIO()
-    with mpl.style.context([STYLE, {"svg.fonttype": "path"}]):
-        draw(table).savefig(drawing, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.getvalue()).decode()
+def _numbers(shown: pd.DataFrame, best: Sequence[bool]) -> dict[str, Any]:
+    """`readable` in groups of one network and data set, with a column for n; and which columns have a spread.
 
-
-def _numbers(shown: pd.DataFrame) -> dict[str, Any]:
-    """`readable` in groups of one network and data set, with a column for n; and which columns have a spread."""
+    ``best`` says of each line whether it has the smallest error of its group.
+    """
     shown = shown.copy()
     for header in shown:
         counted = shown[header].str.extract(r"^(.*?) ?\(?n = ([\d/]+(?:, \d+ diverged)?)\)?$")
@@ -140,8 +145,9 @@ def _numbers(shown: pd.DataFrame) -> dict[str, Any]:
     shown = shown.replace(r"(?<!\S)-(?=\d)", "−", regex=True)
     at = shown.columns.get_loc("Scheme")
     where, headers = shown.columns[:at], list(shown.columns[at:])
-    lines = [(", ".join(line[:at]), list(line[at:])) for line in shown.itertuples(index=False, name=None)]
-    groups = [(name, [line for _, line in own]) for name, own in groupby(lines, key=lambda line: line[0])]
+    rows = zip(shown.itertuples(index=False, name=None), best, strict=True)
+    lines = [(", ".join(line[:at]), list(line[at:]), is_best) for line, is_best in rows]
+    groups = [(name, [line[1:] for line in own]) for name, own in groupby(lines, key=lambda line: line[0])]
     spreads = [header for header in headers if shown[header].str.contains("±").any()]
     return {
         "where": " and ".join(where),
@@ -149,6 +155,7 @@ def _numbers(shown: pd.DataFrame) -> dict[str, Any]:
         "groups": groups,
         "spreads": spreads,
         "few": len(lines) <= FEW,
+        "lines": len(lines),
     }
 
 
@@ -158,25 +165,34 @@ def _runs(table: Table, folder: Path) -> list[dict[str, Any]]:
     def link(run: PlannedRun) -> str:
         return quote(Path(os.path.relpath(run.record.folder, folder)).as_posix()) + "/" if run.record.done else ""
 
-    places = list(dict.fromkeys((cell.network, cell.dataset) for cell in table.cells))
+    labels = list(zip(networks_of(table.cells), datasets_of(table.cells), strict=True))
+    places = list(dict.fromkeys(labels))
     return [
         {
-            "label": ", ".join(filter(None, (network_of(cell), dataset_of(cell), cell.group, cell.row))),
+            "label": ", ".join(filter(None, (*label, cell.group, cell.row))),
             "seeds": [(run.spec.seed, link(run)) for run in cell.runs],
         }
-        for cell in sorted(table.cells, key=lambda cell: places.index((cell.network, cell.dataset)))
+        for label, cell in sorted(zip(labels, table.cells, strict=True), key=lambda pair: places.index(pair[0]))
     ]
 
 
 # ------------------------------------------------------------------------------------------------ the environment
 
 
-def _environment(done: Iterable[PlannedRun]) -> list[tuple[str, list[tuple[str, int]]]]:
+def _environment(done: Iterable[Outcome]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Each fact of the runs' latest starts, with the values that occur and the number of runs; most frequent first."""
-    records = [starts[-1] for starts in (run.record.starts for run in done) if starts]
-    counts = {key: Counter(str(record[key]) for record in records if key in record) for key in ENVIRONMENT}
+    lines = [outcome.line for outcome in done]
+    counts = {key: Counter(_short(key, line[key]) for line in lines if line.get(key)) for key in ENVIRONMENT}
     return [
         (ENVIRONMENT[key], sorted(values.items(), key=lambda item: (-item[1], item[0])))
         for key, values in counts.items()
         if values
     ]
+
+
+def _short(key: str, value: str) -> str:
+    """The first letters of a commit or a digest, and whether the code had been changed since the commit."""
+    if key not in ("git_commit", "data_digest"):
+        return value
+    name, dash, state = value.partition("-")
+    return name[:LETTERS] + dash + state

@@ -3,23 +3,26 @@
 All tables, figures and pages are made from the frame that `results` returns.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
+from rst.experiments.report.labels import datasets_of, images_of, networks_of
+from rst.experiments.report.records import NAME, Outcome, Outcomes, outcomes_of
 from rst.experiments.report.statistics import welch
-from rst.experiments.runs.record import SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS
-from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+from rst.experiments.runs.record import SHARPNESS_KEYS
+from rst.experiments.spec import RunSpec
+from rst.experiments.tables.expansion import Cell, Table, runs_of
 
 PAPER = CONFIGS.parent / "results" / "paper"
 METRICS = {
@@ -53,60 +56,59 @@ def command_of(table: Table) -> str:
 
 def folder_of(table: Table) -> Path:
     """The folder for the table's files. Each scale has its own, and so have digits in place of a data set."""
-    spec = table.cells[0].spec
-    scale = spec.scale + "-digits" * any(cell.spec.stands_in for cell in table.cells)
+    return folder_at(table.cells[0].spec, any(cell.spec.stands_in for cell in table.cells))
+
+
+def folder_at(spec: RunSpec, stands_in: bool = False) -> Path:
+    """The folder for what is made of runs of the spec's scale; ``stands_in``: with digits in place of a data set."""
+    scale = spec.scale + "-digits" * stands_in
     return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
 
 
-def network_of(cell: Cell) -> str:
-    """The cell's network, as a reader should call it: off the paper's scale it is a slim version."""
-    return f"slim {cell.network}" if cell.network and cell.spec.scale != "paper" else cell.network
+def stem_of(table: Table) -> str:
+    """How the names of the table's files begin: off the paper's scale with the scale, for files leave their folder."""
+    folder = folder_of(table)
+    return table.name if folder == Path(table.cells[0].spec.paths.runs).parent else f"{table.name}-{folder.name}"
 
 
-def dataset_of(cell: Cell) -> str:
-    """The cell's data set, as a reader should call it: digits may stand in for its images."""
-    return f"digits as {cell.dataset}" if cell.dataset and cell.spec.stands_in else cell.dataset
+def title_of(table: Table) -> str:
+    """The table's title; off the paper's scale with the images, which are not those that the paper's tables are of."""
+    at_scale = table.runs and scale_of(table) not in ("", "paper")
+    return f"{table.title}: {images_of(table.cells)}" if at_scale else table.title
 
 
-def summaries(runs: Sequence[PlannedRun]) -> pd.DataFrame:
-    """The ids and the summaries of the runs that are done, one line each."""
-    lines = [{"id": run.record.id} | run.record.summary for run in runs if run.record.done]
-    frame = pd.DataFrame(lines, columns=["id", *SUMMARY_KEYS, *SPLIT_KEYS, *SHARPNESS_KEYS])
-    # A memory that is not known would make floats of those that are.
-    return frame.astype({"peak_memory_bytes": "Int64", **dict.fromkeys(SHARPNESS_KEYS, float)})
+@dataclass(frozen=True)
+class Filled(Table):
+    """A table with what came out of its runs, read once: all files of a report agree, though runs end meanwhile."""
+
+    outcomes: Outcomes
+    frame: pd.DataFrame
+    """What `results` returns."""
 
 
-CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic")
-"""What a run ran on and how, as far as its time depends on it; times are compared only where all of it is equal."""
+def fill(tables: Sequence[Table], records_alone: bool = False) -> list[Filled]:
+    """The tables with what came out of their runs, by their records, else by ``records.csv`` of the tables' folder.
 
+    Args:
+        tables: the tables; one that is filled stays as it is.
+        records_alone: take nothing from ``records.csv``.
 
-def _times(runs: Sequence[PlannedRun]) -> dict[int, tuple[str, float]]:
-    """Of each seed whose run is done: its conditions, and its training time in seconds."""
-    times = {}
-    for run in runs:
-        if run.record.done and (run.record.folder / "starts.jsonl").exists():
-            starts = [run.record.environment, *run.record.starts]  # the former raises where there is no whole line
-            conditions = {json.dumps({key: start.get(key) for key in CONDITIONS}) for start in starts}
-            if len(conditions) == 1:  # else its time is a sum of unlike parts
-                times[run.spec.seed] = conditions.pop(), run.record.summary["train_seconds"]
-    return times
-
-
-_kept: dict[int, pd.DataFrame] | None = None
-
-
-@contextmanager
-def one_look() -> Iterator[None]:
-    """Inside, the records of a table are read once, so that all files of a report agree though runs end meanwhile.
-
-    The tables must live until the end, and be the same objects.
+    Raises:
+        InputError: as for `results`.
     """
-    global _kept
-    _kept = {}
-    try:
-        yield
-    finally:
-        _kept = None
+    by_folder: dict[Path, list[Table]] = {}
+    for table in tables:
+        by_folder.setdefault(folder_of(table), []).append(table)
+    known = {
+        folder: outcomes_of(runs_of(own), None if records_alone else folder / NAME) for folder, own in by_folder.items()
+    }
+    return [table if isinstance(table, Filled) else _filled(table, known[folder_of(table)]) for table in tables]
+
+
+def _filled(table: Table, outcomes: Outcomes) -> Filled:
+    own = {field.name: getattr(table, field.name) for field in fields(Table)}
+    ended = {run.record.id: outcomes[run.record.id] for run in table.runs if run.record.id in outcomes}
+    return Filled(**own, outcomes=ended, frame=_results(table, ended))
 
 
 def results(table: Table) -> pd.DataFrame:
@@ -129,14 +131,10 @@ def results(table: Table) -> pd.DataFrame:
         InputError: the table file has a metric, a file of the paper, or a choice of its numbers, that does not exist,
             or a metric that its runs do not measure.
     """
-    if _kept is None:
-        return _results(table)
-    if id(table) not in _kept:
-        _kept[id(table)] = _results(table)
-    return _kept[id(table)].copy()
+    return fill([table])[0].frame.copy()
 
 
-def _results(table: Table) -> pd.DataFrame:
+def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
     unknown = set(table.metrics) - set(METRICS)
     if unknown:
         raise InputError(f"{table.name}.yaml, metrics: there is no {min(unknown)}: choose of {', '.join(METRICS)}.")
@@ -150,29 +148,30 @@ def _results(table: Table) -> pd.DataFrame:
     numbers = paper_numbers(table.paper).to_dict("records") if table.paper else []
     shown = of_the_paper(table.cells)
     lines, times = [], []
-    for cell in table.cells:
-        asked, own = _asked(cell), summaries(cell.runs)
-        asked["diverged"] = sum(run.record.diverged for run in cell.runs)
-        times += [_times(cell.runs)] * max(1, len(table.metrics))
+    for cell, network, dataset in zip(table.cells, networks_of(table.cells), datasets_of(table.cells), strict=True):
+        ended = {run.spec.seed: outcomes[run.record.id] for run in cell.runs if run.record.id in outcomes}
+        own = {seed: outcome for seed, outcome in ended.items() if not outcome.diverged}
+        asked = _asked(cell, network, dataset) | {"diverged": len(ended) - len(own)}
+        times += [times_of(own)] * max(1, len(table.metrics))
         for metric in table.metrics or [""]:
             reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
             reported = reported if shown else dict.fromkeys(reported, math.nan)
-            lines.append(asked | {"metric": metric} | _measured(own, metric) | reported)
+            lines.append(asked | {"metric": metric} | _measured(own.values(), metric) | reported)
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
     _compare_times(frame, times)
     return frame
 
 
-def _asked(cell: Cell) -> dict[str, Any]:
+def _asked(cell: Cell, network: str, dataset: str) -> dict[str, Any]:
     p = math.nan if cell.spec.mean_p is None else cell.spec.mean_p
     c = cell.spec.gamma_ratio if p else math.nan
     passes = cell.spec.build_variant().extra_passes
     return {
         "group": cell.group,
-        "network": network_of(cell),
+        "network": network,
         "row": cell.row,
-        "dataset": dataset_of(cell),
+        "dataset": dataset,
         "not_in_paper": cell.not_in_paper,
         "variant": cell.spec.variant.name,
         "p": p,
@@ -184,21 +183,35 @@ def _asked(cell: Cell) -> dict[str, Any]:
     }
 
 
-MEASURED = ("mean", "std", "extra_propagations_realised", "train_seconds", "train_seconds_std")
-"""What came out of the runs of a cell, beside their number."""
-
-
-def _measured(own: pd.DataFrame, metric: str) -> dict[str, Any]:
-    if own.empty:
-        return {"n": 0} | dict.fromkeys(MEASURED, math.nan)
+def _measured(own: Collection[Outcome], metric: str) -> dict[str, Any]:
+    """What came out of the runs of a cell; without a metric, its costs alone."""
+    mean, std, n = _spread(own, metric)
+    seconds, seconds_std, _ = _spread(own, "train_seconds")
     return {
-        "n": own[metric or "id"].count(),
-        "mean": own[metric].mean() if metric else math.nan,
-        "std": own[metric].std() if metric else math.nan,
-        "extra_propagations_realised": own["extra_propagations_realised"].mean(),
-        "train_seconds": own["train_seconds"].mean(),
-        "train_seconds_std": own["train_seconds"].std(),
+        "n": n if metric else len(own),
+        "mean": mean,
+        "std": std,
+        "extra_propagations_realised": _spread(own, "extra_propagations_realised")[0],
+        "train_seconds": seconds,
+        "train_seconds_std": seconds_std,
     }
+
+
+def _spread(own: Iterable[Outcome], key: str) -> tuple[float, float, int]:
+    """Mean and standard deviation of a number over the runs that have it, and how many these are."""
+    values = [outcome.summary[key] for outcome in own if key in outcome.summary]
+    n = len(values)
+    return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan, n
+
+
+Times = Mapping[int, tuple[tuple[str, ...], float]]
+"""Of each seed: the conditions of its run, and its training time in seconds."""
+
+
+def times_of(own: Mapping[int, Outcome]) -> Times:
+    """The times of the runs that are done, by seed, without those that ran under several conditions."""
+    known = {seed: (outcome.conditions, outcome.summary["train_seconds"]) for seed, outcome in own.items()}
+    return {seed: (conditions, seconds) for seed, (conditions, seconds) in known.items() if conditions}
 
 
 def _compare_errors(frame: pd.DataFrame) -> None:
@@ -208,10 +221,10 @@ def _compare_errors(frame: pd.DataFrame) -> None:
     frame[compared.columns] = compared
 
 
-def _compare_times(frame: pd.DataFrame, times: Sequence[dict[int, tuple[str, float]]]) -> None:
+def _compare_times(frame: pd.DataFrame, times: Sequence[Times]) -> None:
     """Times over those of SGD and SAM with the same network and data set, in the same group or in no group.
 
-    ``times`` are the `_times` of each line. Only seeds that all the compared lines have under equal conditions count.
+    ``times`` are the `times_of` each line. Only seeds that all the compared lines have under equal conditions count.
     """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
     if not any(times):
@@ -232,10 +245,15 @@ def _ratio(time: float, over: float) -> float:
     return time / over if over else math.nan
 
 
-def _means_of_equals(*times: dict[int, tuple[str, float]]) -> list[float]:
+def _means_of_equals(*times: Times) -> list[float]:
     """The mean time of each, over the seeds that all have under the same conditions; nan where there are none."""
-    seeds = [seed for seed in times[0] if len({own.get(seed, ("",))[0] for own in times}) == 1]
+    seeds = equal_conditions(times)
     return [mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
+
+
+def equal_conditions(times: Sequence[Times]) -> list[int]:
+    """The seeds whose runs all have a time, taken under the same conditions."""
+    return [seed for seed in times[0] if len({own[seed][0] if seed in own else None for own in times}) == 1]
 
 
 # ------------------------------------------------------------------------------------------------ the paper's numbers

@@ -1,28 +1,24 @@
 """Tables for readers, as Markdown and LaTeX, and two CSV files: the results in full, and the records of the runs."""
 
-import io
 import operator
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
-from rst.experiments.files import write_atomically, writing
+from rst.experiments.files import write_atomically
+from rst.experiments.report.labels import dataset_of, network_of
 from rst.experiments.report.results import (
-    dataset_of,
     folder_of,
-    network_of,
     of_the_paper,
     results,
     scale_of,
-    summaries,
+    stem_of,
+    title_of,
 )
-from rst.experiments.runs.record import SHARPNESS_KEYS, Record
-from rst.experiments.spec import RunSpec
+from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
 
 WHERE = ("Network", "Data set", "Error", "Metric")
@@ -35,6 +31,7 @@ ERRORS = {
 }
 METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
+    **{"train_error": "error on training images [%]", "validation_error": "error on held-out images [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
 }
 """What a reader is told that a line has, in a table of errors alone, and in one that has how sharp minima are too."""
@@ -59,20 +56,6 @@ MEANINGS = {
 }
 """What the caption says of a column."""
 
-NOT_OF_THE_RUN = (
-    "paths.",
-    "wandb.",
-    "slurm.",
-    "dataset.root",
-    "evaluate",
-    "measure_sharpness",
-    "keep_network",
-    "seed",
-    "max_seeds",
-    "datasets",
-)
-"""How keys of a spec begin that ``records.csv`` leaves out: they do not describe the run, or its summary has them."""
-
 LATEX = str.maketrans(
     {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -82,22 +65,19 @@ LATEX = str.maketrans(
 )
 
 
-def write(table: Table, prune: bool = False) -> list[Path]:
-    """Write the table as Markdown, CSV and LaTeX, and its runs into ``records.csv``; return the files.
-
-    With ``prune``, lines of ``records.csv`` whose run has no record any more are dropped.
-    """
+def write(table: Table) -> list[Path]:
+    """Write the table as Markdown, CSV and LaTeX; return the files."""
     folder, frame = folder_of(table), results(table)
     shown = _readable(frame)
     contents = {
-        folder / "tables" / f"{table.name}.md": _markdown(table, shown),
-        folder / "tables" / f"{table.name}.csv": frame.to_csv(index=False),
-        folder / "tables" / f"{table.name}.tex": _latex(table, shown),
+        folder / "tables" / f"{stem_of(table)}.md": _markdown(table, shown),
+        folder / "tables" / f"{stem_of(table)}.csv": frame.to_csv(index=False),
+        folder / "tables" / f"{stem_of(table)}.tex": _latex(table, shown),
     }
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         write_atomically(file, content)
-    return [*contents, *([_add_records(table, folder / "records.csv", prune)] if table.runs else [])]
+    return list(contents)
 
 
 # ------------------------------------------------------------------------------------------------------ rows, columns
@@ -108,8 +88,23 @@ def readable(table: Table) -> pd.DataFrame:
     return _readable(results(table))
 
 
+def best_rows(frame: pd.DataFrame) -> list[bool]:
+    """Of each line of `readable`, whether no other of its network, data set and metric has a smaller error.
+
+    A line that is alone is not marked.
+    """
+    frame = _by_place(frame)
+    places = frame.groupby(["network", "dataset", "metric"], sort=False)["mean"]
+    return ((frame["mean"] == places.transform("min")) & (places.transform("count") > 1)).tolist()
+
+
+def _by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines by network, data set and metric, each in the order of the table file."""
+    return frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+
+
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.sort_values(["network", "dataset", "metric"], key=lambda labels: labels.factorize()[0], kind="stable")
+    frame = _by_place(frame)
     where = {"Network": frame["network"], "Data set": frame["dataset"], "Error": frame["metric"].map(ERRORS)}
     where = {header: labels for header, labels in where.items() if labels.nunique() > 1}
     if frame["metric"].isin(SHARPNESS_KEYS).any():
@@ -214,7 +209,7 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
 def _images(cell: Cell) -> str:
     data = cell.spec.dataset
     kind = "digits standing in" if cell.spec.stands_in else "real images"
-    noise = f" with {data.label_noise:.0%} of their labels wrong" if data.label_noise else ""
+    noise = f" with {100 * data.label_noise:g} % of their labels wrong" if data.label_noise else ""
     return f"{kind}, {data.train_images - data.validation:,} for training{noise}, {data.test_images:,} for testing"
 
 
@@ -236,10 +231,19 @@ def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
 # --------------------------------------------------------------------------------------------------------- the files
 
 
+def markdown(shown: pd.DataFrame) -> str:
+    """`readable` as a table in Markdown."""
+    return _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
+
+
+def wrapped(text: str) -> str:
+    """The text in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def _markdown(table: Table, shown: pd.DataFrame) -> str:
-    lines = _sparse(shown).to_markdown(index=False, disable_numparse=True, colalign=_sides(shown))
-    text = textwrap.fill(caption(table, shown), 120, break_long_words=False, break_on_hyphens=False)
-    return f"# {table.title}\n\n{lines}\n\n{text}\n"
+    text = wrapped(f"{table.caption} {caption(table, shown)}".strip())
+    return f"# {title_of(table)}\n\n{markdown(shown)}\n\n{text}\n"
 
 
 def _latex(table: Table, shown: pd.DataFrame) -> str:
@@ -252,10 +256,11 @@ def _latex(table: Table, shown: pd.DataFrame) -> str:
         environment="longtable",
         hrules=True,
         column_format="".join(side[0] for side in _sides(shown)),
-        caption=table.title.translate(LATEX),
+        caption=title_of(table).translate(LATEX),
         label=f"tab:{table.name}",
     )
-    text = re.sub("`(.+?)`", r"\\texttt{\1}", caption(table, shown).translate(LATEX))
+    said = f"{table.caption} {caption(table, shown)}".strip()
+    text = re.sub("`(.+?)`", r"\\texttt{\1}", said.translate(LATEX))
     packages = r"% In the preamble: \usepackage{booktabs,longtable}"
     return packages + "\n{\\scriptsize\\setlength{\\tabcolsep}{2pt}\n" + lines + "\\noindent " + text + "\\par}\n"
 
@@ -268,32 +273,3 @@ def _sparse(shown: pd.DataFrame) -> pd.DataFrame:
 
 def _sides(shown: pd.DataFrame) -> list[str]:
     return ["left" if header in (*WHERE, "Scheme") else "right" for header in shown]
-
-
-def _add_records(table: Table, file: Path, prune: bool) -> Path:
-    """Put the records of the table's runs into the file, beside those of other runs that it has; return the file."""
-    # Another report may write its runs at the same time.
-    with writing(file), FileLock(file.with_name(f".{file.name}.lock")):
-        write_atomically(file, _merged_records(table, file, prune))
-    return file
-
-
-def _merged_records(table: Table, file: Path, prune: bool) -> str:
-    """The records of the table's runs, and those of other runs that the file already has, as CSV sorted by id."""
-    done = [run for run in table.runs if run.record.done]
-    came_out = summaries(done).astype(object)
-    asked = pd.DataFrame([_flat(run.record.spec) for run in done], dtype=object)
-    # By way of text, so that the line of a run does not depend on the values that other runs have in the same columns.
-    own = pd.read_csv(io.StringIO(came_out.join(asked).to_csv(index=False)), dtype=str, keep_default_na=False)
-    others = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else own[:0]
-    if prune:
-        runs = Path(table.cells[0].spec.paths.runs)
-        others = others.loc[others["id"].map(lambda name: Record(runs / name).done).astype(bool)]
-    merged = pd.concat([others[~others["id"].isin(own["id"])], own]).sort_values("id")
-    return merged[[*came_out, *sorted(set(merged) - set(came_out))]].to_csv(index=False)
-
-
-def _flat(spec: RunSpec) -> dict[str, Any]:
-    """The keys of the run with dots in their names, as in "recipe.epochs"."""
-    flat = pd.json_normalize(spec.dump()).iloc[0]
-    return {key: value for key, value in flat.items() if not key.startswith(NOT_OF_THE_RUN)}

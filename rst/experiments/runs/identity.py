@@ -26,9 +26,11 @@ def identity(spec: RunSpec) -> dict[str, Any]:
     """
     data, recipe = spec.dataset, spec.recipe
     shape = {"num_classes", "in_channels", "image_size"}  # of the data set, which has them too
+    weights = spec.model.pretrained_digest or spec.model.pretrained is True  # wherever the file is
     return {
         "network": spec.network,
-        "model": {key: value for key, value in spec.model.options.items() if key not in shape},
+        "model": {key: value for key, value in spec.model.options.items() if key not in shape}
+        | ({"pretrained": weights} if weights else {}),
         "dataset": data.model_dump(exclude={"source", "root"}),
         "images": "digits" if data.source == "digits" else data.name,
         "augmentation": _augmentation(spec),
@@ -44,8 +46,8 @@ def identity(spec: RunSpec) -> dict[str, Any]:
 
 def _augmentation(spec: RunSpec) -> dict[str, Any]:
     own = spec.augmentation.model_dump()
-    if spec.dataset.name == "imagenet" and not spec.stands_in:
-        del own["crop_padding"]  # ImageNet's crops are resized, not padded
+    if spec.dataset.name in ("imagenet", "folder") and not spec.stands_in:
+        del own["crop_padding"]  # crops of image files are resized, not padded
     if not spec.augmentation.cutout:
         del own["cutout_per_image"]
     return own
@@ -69,7 +71,8 @@ def _method(spec: RunSpec) -> dict[str, Any]:
 def run_id(spec: RunSpec) -> str:
     """``<data set>-<network>-n<images>-e<epochs>-<p(t)>[-<variant>][-c<c>]-s<seed>-<ten digits of the hash>``.
 
-    ``digits_as_cifar10`` says that the embedded digits take the place of CIFAR-10's images.
+    The network of a library is two words, such as ``timm-convnext_tiny``. ``digits_as_cifar10`` says that the embedded
+    digits take the place of CIFAR-10's images.
     """
     what = identity(spec)
     for key, default in ADDED_LATER.items():
@@ -80,6 +83,7 @@ def run_id(spec: RunSpec) -> str:
     digest = hashlib.sha256(json.dumps(_canonical(what), sort_keys=True).encode()).hexdigest()[:10]
     data, method = spec.dataset, what["method"]
     words = [f"digits_as_{data.name}" if spec.stands_in else data.name, spec.network]
+    words += [re.sub(r"[^\w.]", "_", spec.model.name)] * bool(spec.model.name)
     words += [f"n{data.train_images - data.validation}", f"e{spec.recipe.epochs}"]
     words += re.findall(r"[\w.]+", method["p"].replace("=", ""))
     if "variant" in method:

@@ -13,6 +13,7 @@ results/runs/<id>/
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,6 +254,20 @@ class Record:
         with writing(self.folder):
             os.rename(self.folder, free)
         return free
+
+    def remove(self) -> None:
+        """Delete the folder. It is renamed first, so that no half of it is ever taken for a record.
+
+        Raises:
+            Locked: a process trains the run.
+        """
+        if self._locked():
+            raise Locked(f"run {self.id} is being trained by another process: stop that first.")
+        with writing(self.folder):
+            going = self.folder.with_name(f".removed-{self.id}")
+            shutil.rmtree(going, ignore_errors=True)  # of a removal that was killed
+            os.rename(self.folder, going)
+            shutil.rmtree(going)
 
     def append_start(self, environment: dict[str, Any]) -> None:
         """Add what the run runs on from now on."""

@@ -79,19 +79,14 @@ class ClaimContent(Section):
     """Which data sets of the table; None: all."""
     metric: Metric = "test_error"
     gap: Annotated[tuple[Text, Text], wanted("a list of two rows, as in [SGD, SAM]")] = ("SGD", "SAM")
-    """The two rows whose difference is the unit of margins."""
+    """The two rows whose difference is the unit of margins, and of the figure."""
     comparisons: Annotated[tuple[Comparison, ...], Field(min_length=1)]
 
     @property
-    def has_margin(self) -> bool:
-        """Whether some comparison has a margin, so that the rows of ``gap`` are needed too."""
-        return any(comparison.margin is not None for comparison in self.comparisons)
-
-    @property
     def rows(self) -> list[str]:
-        """The labels of all rows that the claim needs, each once."""
+        """The labels of all rows that the claim needs, each once: those compared, and those of ``gap``."""
         compared = [row for comparison in self.comparisons for side in (comparison.a, comparison.b) for row in side]
-        return list(dict.fromkeys([*compared, *(self.gap if self.has_margin else ())]))
+        return list(dict.fromkeys([*compared, *self.gap]))
 
 
 class Claims(Section):

@@ -1,12 +1,13 @@
 """From ``configs/claims.yaml`` to runs: each claim with the cells that it compares."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rst.experiments.compose import compose
 from rst.experiments.errors import InputError, NotAtThisScale
 from rst.experiments.tables.claim_file import ClaimContent, read_claims
-from rst.experiments.tables.expansion import Cell, Choice, PlannedRun, Table, load_table
+from rst.experiments.tables.expansion import COLLECTIONS, Cell, Choice, PlannedRun, Table, load_table
+from rst.experiments.tables.table_file import table_names
 
 CLAIMS = "claims"
 """The name that stands for the runs of all claims, beside those of tables."""
@@ -34,11 +35,23 @@ class Claim:
         return self.table.runs
 
 
-def load_claims(overrides: Sequence[str] = (), tell: Callable[[str], None] = print) -> Iterator[Claim]:
-    """All claims, in the order of the file, with their runs at the scale that ``overrides`` choose.
+def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of tables and names of claims, `CLAIMS` among the latter; a name of neither is taken for a table's."""
+    tables = {*table_names(), *COLLECTIONS}
+    others = [name for name in names if name not in tables]
+    known = {CLAIMS, *read_claims().content.claims} if others else set()
+    claims = [name for name in others if name in known]
+    return [name for name in names if name not in claims], claims
+
+
+def load_claims(
+    overrides: Sequence[str] = (), names: Collection[str] = (CLAIMS,), tell: Callable[[str], None] = print
+) -> Iterator[Claim]:
+    """Claims in the order of the file, with their runs at the scale that ``overrides`` choose.
 
     Args:
         overrides: words of a command line, which apply to all runs.
+        names: names of claims; `CLAIMS` stands for all, and names of others have no effect.
         tell: gets a sentence for each claim that the scale lacks the data set of; it comes without cells.
 
     Raises:
@@ -51,17 +64,18 @@ def load_claims(overrides: Sequence[str] = (), tell: Callable[[str], None] = pri
             raise InputError(f"there is none for scale={scale}: add it, or take {' or '.join(file.content.seeds)}.")
     seeds = file.content.seeds[scale]
     for name, content in file.content.claims.items():
+        if CLAIMS not in names and name not in names:
+            continue
         choice = Choice(content.rows, seeds, content.group, content.networks, content.datasets)
         with file.at("claims", name):
             try:
                 table = load_table(content.table, overrides, choice)
             except NotAtThisScale as error:
                 tell(f"{name} is left out: {error}")
-                table = Table(name, content.claim, "table", [], "", [])
+                table = Table(name, content.claim, "table", [], "", "", "", [])
             else:
                 _check(content, table)
-        table = replace(table, name=name, title=content.claim, draw="table")
-        yield Claim(name, content, seeds, table)
+        yield Claim(name, content, seeds, replace(table, name=name, title=content.claim, draw="table"))
 
 
 def _check(content: ClaimContent, table: Table) -> None:

@@ -3,12 +3,13 @@
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from rst.experiments.compose import CONFIGS, compose
+from rst.experiments.devices import emulates_bfloat16
 from rst.experiments.errors import InputError
 from rst.experiments.runs.record import STATUSES, Record
 from rst.experiments.spec import RunSpec
@@ -142,8 +143,16 @@ def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool) -> Foreca
     parts += [f"about {hours:,.3g} GPU-hours on {device}, without a GPU here" for device, hours in elsewhere.items()]
     parts += [f"an unknown time for {len(unknown)} of them"] * bool(unknown)
     full_size = any(run.spec.scale == "paper" and run.spec.dataset.name != "digits" for run in unknown)
-    sentence = f"{len(left)} runs to train: {', '.join(parts)}." if left else "0 runs to train."
+    slower = _slower(examples.values())
+    sentence = f"{len(left)} runs to train: {', '.join(parts)}{slower}." if left else "0 runs to train."
     return Forecast(sentence, total > DAY or bool(elsewhere) or (full_size and not gpu_here))
+
+
+def _slower(specs: Iterable[RunSpec]) -> str:
+    """What to add to a time where runs compute in bfloat16 on a processor without instructions for it."""
+    if any(spec.autocast == "bfloat16" and emulates_bfloat16(spec.device) for spec in specs):
+        return "; this processor has no bfloat16 instructions and takes longer for the same runs than one that has"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------- a dry run
@@ -202,7 +211,7 @@ def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
     head = f"In all {len(runs)} runs: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
     total = f"{sum(left.values()):,.0f} passes left: {sum(hours.values()):,.2f} {unit} of training, without evaluation"
     rest = f", and {unknown:,.0f} passes of unknown time" if unknown else ""
-    return "\n".join([head, *_aligned(columns, lines), total + rest])
+    return "\n".join([head, *_aligned(columns, lines), total + rest + _slower(examples.values())])
 
 
 def _aligned(columns: dict[str, str], lines: Sequence[tuple[str, ...]]) -> list[str]:

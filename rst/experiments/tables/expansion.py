@@ -87,6 +87,10 @@ class Table:
     """The keys of run summaries that the table shows."""
     paper: str
     """The file of ``results/paper`` with the paper's numbers, without .csv; empty where the paper prints none."""
+    x: str
+    """The key of the config that a figure of errors has as its x axis; empty for Δη."""
+    caption: str
+    """What a reader should look at."""
     cells: list[Cell]
 
     @property
@@ -142,7 +146,8 @@ def load_table(name: str, overrides: Iterable[str] = (), choice: Choice | None =
     content = file.content
     places = [place for place in _places(content) if choice is None or choice.has(place, _label(file, place))]
     cells = [_cell(file, place, tuple(overrides), choice) for place in places]
-    return Table(name, content.title, content.draw, list(content.metrics), content.paper, cells)
+    metrics, paper, caption = list(content.metrics), content.paper, " ".join(content.caption.split())
+    return Table(name, content.title, content.draw, metrics, paper, content.x, caption, cells)
 
 
 # ----------------------------------------------------------------------------------------------------------- the cells

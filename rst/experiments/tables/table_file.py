@@ -66,6 +66,10 @@ class Content(Family):
     title: Text
     draw: Text = "table"
     """"table", or a figure of `rst.experiments.report.figures`."""
+    x: Text = ""
+    """The key of the config that a figure of errors has as its x axis, such as "variant.rho"; empty for Δη."""
+    caption: Text = ""
+    """What a reader should look at: a sentence or two below the table or figure."""
     seeds: Seeds = 5
     metrics: Texts = ("test_error",)
     """The keys of run summaries that the table shows."""
@@ -107,6 +111,7 @@ class TableFile(CheckedFile[Content]):
                 _path_of(other, above)
         self._owners = dict.fromkeys(own.row_keys(), self)
         said = {key: getattr(own, key) for key in own.model_fields_set - {"rows", "groups"}}
+        said["caption"] = own.caption  # a sentence on one layout is wrong below another
         for base in [TableFile(other, above) for other in reversed(own.extends)]:
             rows, groups = base.content.rows | self.content.rows, base.content.groups | self.content.groups
             self.content = base.content.model_copy(update={**said, "rows": rows, "groups": groups})

@@ -17,7 +17,7 @@ from rst.experiments.training.ranks import World
 
 PACKAGE = Path(rst.__file__).parent
 
-OF_A_HOST = ("device", "paths", "dataset.root", "dataset.source", "wandb")
+OF_A_HOST = ("device", "paths", "dataset.root", "dataset.source", "model.pretrained", "wandb")
 """Keys that may differ from host to host."""
 
 FIXES = {

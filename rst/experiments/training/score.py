@@ -39,7 +39,7 @@ def score(spec: RunSpec, overrides: Sequence[str]) -> dict[str, float]:
             raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
     set_backends(saved)
     data = RunData(saved, device)
-    model = build_model(saved, device)
+    model = build_model(saved.changed(model={"pretrained": None}), device)  # Its weights are those of the checkpoint.
     with checkpoint.fitting(path):
         model.load_state_dict(content["model"])
     with autocast(saved, device):
@@ -60,7 +60,10 @@ def _saved_spec(path: Path, text: Any, spec: RunSpec) -> RunSpec:
     """The spec that the checkpoint holds, to be scored where ``spec`` says."""
     try:
         saved = validated(yaml.safe_load(text))
-        return saved.changed(paths=spec.paths.model_dump(), dataset={"root": spec.dataset.root}, device=spec.device)
+        named = spec.dataset.root != spec.paths.data
+        # A user's own folder has no place where it is usually looked for: it is where it was, unless the command says.
+        root = spec.dataset.root if named or saved.dataset.name != "folder" else saved.dataset.root
+        return saved.changed(paths=spec.paths.model_dump(), dataset={"root": root}, device=spec.device)
     except Exception as error:  # The text may have any content.
         raise InputError(f"{path} has a config that is not one of this project's: {one_sentence(error)}") from error
 

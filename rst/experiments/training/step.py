@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import rst
 from rst.experiments.build import autocast
@@ -32,6 +33,8 @@ class TrainingStep:
         self, spec: RunSpec, state: TrainingState, forward: Callable[[Tensor], Tensor], device: torch.device, rank: int
     ) -> None:
         self.spec, self.state, self.forward, self.device, self.rank = spec, state, forward, device, rank
+        self.plain_in_one_pass = False
+        """Whether a step that is known to be plain is one pass of the whole batch, as `warm_up` finds out."""
         # Without an accelerator this is 15 times as fast as `torch.manual_seed`, which looks for all of them.
         self._seed_dropout = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
 
@@ -40,8 +43,10 @@ class TrainingStep:
         state = self.state
         sharp_steps_before = state.method.sharp_steps
 
-        # 1. Every micro-batch has a perturbation of its own, as if it were on a device of its own.
-        size = self.spec.perturbation_batch
+        # 1. Every micro-batch has a perturbation of its own, as if it were on a device of its own. A step without
+        # perturbations is one pass where that is the same.
+        whole = self.plain_in_one_pass and state.method.sharp is False
+        size = len(labels) if whole else self.spec.perturbation_batch
         share = size / len(labels)
         for index, (x, y, last) in enumerate(micro_batches(state.model, images, labels, size)):
             # Dropout masks follow from the step and the place in the batch, so that they do not depend on the ranks.
@@ -97,18 +102,34 @@ class TrainingStep:
         """Compile, tune and allocate by steps that leave no trace, so that the clock of the training starts later.
 
         These are a plain step and, where the run has sharp steps, a sharp one: a variant may have passes over fewer
-        images, without gradients or in evaluation mode, each of which is compiled and tuned by itself.
+        images, without gradients or in evaluation mode, each of which is compiled and tuned by itself. Where the
+        network treats each image by itself and draws no random number, as the plain step shows, the plain steps of a
+        run are one pass of the whole batch, and so is another one here.
         """
-        size, model = self.spec.perturbation_batch, self.state.model
-        x, y = images[:size], labels[:size]
-        methods = [rst.RST(self.state.method.model, rho=0.0, schedule=never())]
+        size, model = self.spec.perturbation_batch, self.state.method.model
+        plain = partial(rst.RST, model, rho=0.0, schedule=never())
+        draws = self._step_without_trace(plain(), images[:size], labels[:size])
+        self.plain_in_one_pass = not (draws or mixes_images(model))
+        if self.plain_in_one_pass and self.spec.mean_p not in (1, None):
+            self._step_without_trace(plain(), images, labels)
         if self.spec.mean_p != 0:
             rho, variant = self.spec.variant.rho, self.spec.build_variant()
-            methods += [rst.RST(self.state.method.model, rho=rho, schedule=always(), variant=variant)]
-        for method in methods:
-            with preserved_buffers(model), replayed_rng(rng_states([self.device])):
-                method.backward(lambda rows=slice(None): self.losses(x[rows], y[rows])[0])
-            self.state.optimizer.zero_grad()
+            sharp = rst.RST(model, rho=rho, schedule=always(), variant=variant)
+            self._step_without_trace(sharp, images[:size], labels[:size])
+
+    def _step_without_trace(self, method: rst.RST, x: Tensor, y: Tensor) -> bool:
+        """Make a step of the method and undo it. Returns whether it drew random numbers."""
+        before = rng_states([self.device])
+        with preserved_buffers(self.state.model), replayed_rng(before):
+            method.backward(lambda rows=slice(None): self.losses(x[rows], y[rows])[0])
+            after = rng_states([self.device])
+        self.state.optimizer.zero_grad()
+        return any(not torch.equal(now, then) for (_, now), (_, then) in zip(after, before, strict=True))
+
+
+def mixes_images(model: nn.Module) -> bool:
+    """Whether the images of a batch may meet in a network: in batch norm, or in a buffer, which keeps what it saw."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules()) or any(True for _ in model.buffers())
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Each part measures what it names, here on tiny sizes, and writes it as JSON and as a Markdown table."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rst.experiments.bench import epoch, loader, parts, recipes, start, steps, variants, vectors
+from rst.experiments.bench import epoch, loader, parts, recipes, start, steps, sweep, variants, vectors
 from rst.experiments.bench.table import Table, write
 from rst.experiments.bench.vectors import Passes, contenders_on
+from rst.experiments.compose import compose
 from rst.experiments.errors import InputError
 from rst.experiments.runs.environment import environment
+from rst.experiments.runs.record import open_record
 
 CPU = torch.device("cpu")
 TINY = ("scale=smoke", "model=wrn10_1")
@@ -23,6 +26,7 @@ MEASURED: dict[str, Callable[[], Table]] = {
     "loader": lambda: loader.measure(CPU, 1, 300, TINY),
     "epoch": lambda: epoch.measure(CPU, 1, 64, TINY),
     "start": lambda: start.measure(CPU, 1, {}),
+    "sweep": lambda: sweep.measure(CPU, 1, (*TINY, "dataset=digits", "recipe.epochs=1"), ("demo", "recipe.epochs=1")),
     "recipes": lambda: recipes.measure(CPU, 1, ["resnet18"], {"fp32": (), "bf16": ("autocast=bfloat16",)}, TINY[:1]),
 }
 FIGURES = {
@@ -32,9 +36,10 @@ FIGURES = {
     "loader": {"images_per_second", "over_torchvision", "share_of_a_training_step"},
     "epoch": {"loop", "images_per_second", "over_conventional_SAM"},
     "start": {"what", "seconds_beyond_torch", "over_import_torch"},
+    "sweep": {"what", "milliseconds_a_run", "percent_of_the_training"},
     "recipes": {"network", "form", "sgd_images_per_second", "sgd_minutes", "sam_minutes", "sam_time_over_sgd"},
 }
-ROWS = {"vectors": 10, "steps": 3, "variants": 2, "loader": 1, "epoch": 3, "start": 1, "recipes": 2}
+ROWS = {"vectors": 10, "steps": 3, "variants": 2, "loader": 1, "epoch": 3, "start": 1, "sweep": 8, "recipes": 2}
 
 
 @pytest.mark.parametrize("name", parts.PARTS)
@@ -114,14 +119,31 @@ def test_a_recipe_that_would_take_too_long_is_left_out_and_named(monkeypatch: py
     assert "Left out, since it would take too long: wrn10_1 in bf16." in table.note
 
 
+def test_the_parts_of_a_run_and_the_rest_are_within_what_it_takes_beyond_its_training(overrides: list[str]) -> None:
+    spec = compose([*overrides, "recipe.epochs=1"])
+    begin = time.perf_counter()
+    parts_of_run = sweep.seconds_beyond_training(spec)
+    total = time.perf_counter() - begin
+    trained = open_record(spec).summary["train_seconds"]
+    assert all(seconds > 0 for seconds in parts_of_run.values())
+    assert trained + sum(parts_of_run.values()) <= total
+
+
+def test_figures_of_a_network_are_there_as_soon_as_it_is_measured() -> None:
+    networks = ["wrn10_1", "resnet18"]
+    counts = []
+    recipes.measure(CPU, 1, networks, {"fp32": ()}, TINY[:1], written=lambda table: counts.append(len(table.rows)))
+    assert counts == [1, 2]
+
+
 def test_a_part_that_is_not_there_is_answered_by_a_sentence(
     script: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert script("bench", "loader", "speed", "--output", tmp_path) == 1
     out, err = capsys.readouterr()
     assert err == (
-        "bench.py: there is no part speed: write some of vectors steps variants loader epoch start recipes, or none "
-        "for all.\n"
+        "bench.py: there is no part speed: write some of vectors steps variants loader epoch start sweep recipes, or "
+        "none for all.\n"
     )
     assert out == ""
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +160,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_measured(
 def test_the_recipes_are_refused_without_a_gpu_and_left_out_of_all_parts() -> None:
     with pytest.raises(InputError, match="recipes trains the paper's full-size networks, which needs a GPU"):
         parts.chosen(["recipes"], CPU)
-    assert parts.chosen([], CPU) == ["vectors", "steps", "variants", "loader", "epoch", "start"]
+    assert parts.chosen([], CPU) == ["vectors", "steps", "variants", "loader", "epoch", "start", "sweep"]
     assert parts.chosen(["loader", "steps", "loader"], CPU) == ["loader", "steps"]
 
 

@@ -32,3 +32,17 @@ def make_image_tree(root: Path) -> Path:
 def truncate(path: Path) -> None:
     """Cut the last 400 bytes off a file, so that its image is damaged."""
     path.write_bytes(path.read_bytes()[:-400])
+
+
+def make_own_images(root: Path, images: int = 30, classes: tuple[str, ...] = ("cat", "dog", "emu")) -> Path:
+    """Write folders of classes without splits: images of a class have stripes of one direction, in noise."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        angle = np.pi * label / len(classes)
+        for index in range(images):
+            y, x = np.mgrid[0:32, 0:32] * 0.8
+            waves = np.sin(x * np.cos(angle) + y * np.sin(angle) + generator.uniform(0, 6))
+            pixels = 128 + 60 * waves[..., None] + generator.normal(0, 30, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index}.png")
+    return root

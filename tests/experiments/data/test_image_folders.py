@@ -57,6 +57,11 @@ def test_rows_select_files_with_their_labels(folders: ImageFolders) -> None:
     assert chosen.labels.tolist() == folders.train.labels[rows].tolist()
 
 
+def test_a_tensor_of_one_row_selects_a_list_of_one_file(folders: ImageFolders) -> None:
+    chosen = folders.train[torch.tensor([4])]
+    assert (len(chosen), chosen.path(0)) == (1, folders.train.path(4))
+
+
 def test_the_digest_depends_on_the_names_and_sizes_of_the_files(folders: ImageFolders, copy: Path) -> None:
     assert open_imagenet(copy).digest == folders.digest
     truncate(copy / "val" / "n01" / "n01_0.JPEG")

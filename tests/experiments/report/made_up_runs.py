@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from rst.experiments.report.records import CONDITIONS
 from rst.experiments.runs.record import SUMMARY_KEYS, Record
-from rst.experiments.tables import table_file
+from rst.experiments.tables import claim_file, table_file
 from rst.experiments.tables.expansion import Cell, PlannedRun, Table
 
-CPU = {"device": "cpu", "devices": 1, "threads": 1}
+CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None}
 
 
 @contextmanager
@@ -22,6 +23,15 @@ def table_files(folder: Path, files: Mapping[str, str]) -> Iterator[None]:
         (folder / f"{name}.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_file, "TABLES", folder)
+        yield
+
+
+@contextmanager
+def claims(folder: Path, text: str) -> Iterator[None]:
+    """A context in which this text takes the place of the project's claims."""
+    (folder / "claims.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claim_file, "FILE", folder / "claims.yaml")
         yield
 
 

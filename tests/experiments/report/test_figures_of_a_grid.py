@@ -53,12 +53,6 @@ def texts(figure: Figure) -> str:
     return "\n".join([figure.get_suptitle(), *written])
 
 
-def test_the_summary_of_a_table_without_families_has_a_marker_for_each_row(load: Load) -> None:
-    figure = draw(finished(as_if(load(), "summary")))
-    entries = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert entries[:2] == ["p 0.2 c 1", "p 0.2 c 2"]
-
-
 def test_the_heat_map_shows_mean_and_spread_of_each_cell_over_p_and_its_regularisation(load: Load) -> None:
     table = finished(load())
     figure = draw(table)
@@ -70,8 +64,25 @@ def test_the_heat_map_shows_mean_and_spread_of_each_cell_over_p_and_its_regulari
         p = cell.spec.schedule.options["p"]
         row, column = [0.2, 0.4, 0.8].index(p * cell.spec.gamma_ratio), [0.2, 0.4].index(p)
         assert shown[row, column] == pytest.approx(mean(values(cell)))
-        assert f"{mean(values(cell)):.2f}\n± {stdev(values(cell)):.2f}" in texts(figure)
+        half = 12.7062 * stdev(values(cell)) / 2**0.5  # t for 95 % and one degree of freedom
+        assert f"{mean(values(cell)):.2f}\n± {half:.2f}" in texts(figure)
     assert "[%]" in figure.axes[1].get_ylabel()
+
+
+def test_the_best_cell_of_the_heat_map_is_outlined(load: Load) -> None:
+    table = finished(load())
+    [outline] = [patch for patch in draw(table).axes[0].patches if not patch.get_fill()]
+    best = min(table.cells, key=lambda cell: mean(values(cell)))
+    p = best.spec.schedule.options["p"]
+    assert outline.get_xy() == ([0.2, 0.4].index(p), [0.2, 0.4, 0.8].index(p * best.spec.gamma_ratio))
+
+
+def test_rows_outside_the_grid_are_marks_on_the_colour_bar(load: Load) -> None:
+    table = finished(load())
+    first, *rest = table.cells
+    table = replace(table, cells=[first, *(replace(cell, group="grid") for cell in rest)])
+    _, bar = draw(table).axes
+    assert [text.get_text() for text in bar.texts] == [f"{first.row} {mean(values(first)):.2f}"]
 
 
 def test_a_training_that_failed_does_not_take_the_colours_of_the_other_cells_of_the_heat_map(
@@ -118,6 +129,7 @@ def test_equal_results_are_equal_files(load: Load, kind: str) -> None:
     files = write(table)
     assert [file.read_bytes() for file in files] == first
     folder = Path(table.cells[0].spec.paths.runs).parent / "figures"
-    assert files == [folder / f"{table.name}.png", folder / f"{table.name}.svg"]
+    assert files == [folder / f"{table.name}.{kind}" for kind in ("png", "svg", "pdf")]
     assert first[0].startswith(b"\x89PNG")
     assert b"<svg" in first[1]
+    assert first[2].startswith(b"%PDF")

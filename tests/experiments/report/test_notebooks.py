@@ -61,11 +61,13 @@ def drawings(notebook: NotebookNode) -> list[str]:
 def test_figures_are_drawn_in_the_folder_of_the_notebook_whichever_runs_are_missing(
     run: Run, tmp_path: Path, figures: tuple[int, ...]
 ) -> None:
-    finished(load_table("figure09", ["scale=smoke", f"paths.runs={tmp_path / 'results' / 'runs'}"]), runs=14)
+    finished(
+        load_table("figure09", ["scale=digits", "max_seeds=1", f"paths.runs={tmp_path / 'results' / 'runs'}"]), runs=14
+    )
     notebook = run("notebooks", *figures)
     assert len(drawings(notebook)) == len(figures)
     if 9 in figures:
-        assert "make figure09 SCALE=smoke" not in drawings(notebook)[-1]
+        assert "make figure09 SCALE=digits" not in drawings(notebook)[-1]
         *_, numbers = notebook.cells[-1].outputs
         assert numbers.data["text/plain"].count("(n = 1)") == 14
         assert numbers.data["text/plain"].count("n = 0/1") == 13
@@ -73,7 +75,7 @@ def test_figures_are_drawn_in_the_folder_of_the_notebook_whichever_runs_are_miss
 
 def test_a_figure_without_records_says_how_to_get_them_in_the_root_of_the_project(run: Run) -> None:
     [drawing] = drawings(run(".", 9))
-    assert "make figure09 SCALE=smoke" in drawing
+    assert "make figure09 SCALE=digits" in drawing
 
 
 def test_every_figure_has_a_cell() -> None:

@@ -1,6 +1,5 @@
 """The page has every table and figure, links to the records, and loads nothing from elsewhere."""
 
-import base64
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +12,10 @@ from made_up_runs import finish, finished, moved, table_files
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import page
+from rst.experiments.report.contents import headline
+from rst.experiments.report.results import fill
 from rst.experiments.report.tables import readable
+from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, load_table
 
 FILES = {
@@ -126,15 +128,15 @@ def test_the_page_is_written_into_the_folder_of_the_scale(file: Path, tables: li
 
 def test_nothing_is_loaded_from_elsewhere(file: Path, shown: Page) -> None:
     assert not {"script", "link", "iframe", "object"} & {tag for tag, *_ in shown.elements}
-    assert all(source.startswith("data:") for source in shown.values("src"))
-    assert all(target.startswith(("#", "../runs/")) for target in shown.values("href"))
+    assert shown.values("src") == []
+    assert all(target.startswith(("#", "../runs/", "tables/", "figures/")) for target in shown.values("href"))
     [style] = shown.texts("style")
     assert "url(" not in style
     assert "@import" not in style
 
 
 def test_links_lead_to_the_records_of_all_runs_that_are_done(file: Path, shown: Page, tables: list[Table]) -> None:
-    links = [file.parent / unquote(target) for target in shown.values("href") if not target.startswith("#")]
+    links = [file.parent / unquote(target) for target in shown.values("href") if target.startswith("..")]
     done = [run.record.folder for table in tables for cell in table.cells for run in cell.runs if run.record.done]
     assert len(done) == 32
     assert sorted(map(Path.resolve, links)) == sorted(map(Path.resolve, done))
@@ -143,12 +145,13 @@ def test_links_lead_to_the_records_of_all_runs_that_are_done(file: Path, shown: 
 def test_every_table_has_a_section_with_a_link_in_the_contents(shown: Page, tables: list[Table]) -> None:
     sections = [attributes["id"] for tag, attributes, _ in shown.elements if tag == "section"]
     assert sections == [*FILES, "environment"]
-    assert [target for target in shown.values("href") if target.startswith("#")] == [f"#{name}" for name in sections]
+    links = [target for target in shown.values("href") if target.startswith("#")]
+    assert [link for link in links if link != "#top"] == [f"#{name}" for name in sections]
     assert shown.texts("h2")[1:3] == ["Table 1 SGD & <em>SAM</em>", "Figure 2 Constant schedules"]
 
 
 def test_a_table_shows_all_numbers_of_its_readable_form(shown: Page, tables: list[Table]) -> None:
-    cells = shown.texts("td")
+    cells = [re.sub(r"n = .*", "", text).strip() for text in shown.texts("td")]  # n is folded in for narrow screens
     for table in tables:
         for text in readable(table).loc[:, "Scheme":].iloc[:, 1:].to_numpy().ravel():
             number = re.sub(r"(?<!\S)-", "−", text.partition(" (n")[0])
@@ -157,7 +160,7 @@ def test_a_table_shows_all_numbers_of_its_readable_form(shown: Page, tables: lis
 
 def test_each_number_has_a_header_of_its_row_and_of_its_column(shown: Page) -> None:
     assert set(shown.values("scope")) == {"row", "col", "rowgroup"}
-    assert shown.texts("th", scope="rowgroup") == ["digits as Cifar10", "digits as Cifar100"]
+    assert shown.texts("th", scope="rowgroup") == ["digits as CIFAR-10", "digits as CIFAR-100"]
     assert shown.texts("th", scope="row")[:3] == ["SGD", "SAM", "RST <b id=x> †"]
 
 
@@ -176,7 +179,7 @@ def test_at_a_smaller_scale_nothing_of_the_paper_is_on_the_page(shown: Page) -> 
 
 def test_the_page_calls_networks_and_images_of_a_smaller_scale_by_what_they_are(shown: Page) -> None:
     assert any(text.startswith("slim ResNet18") for text in shown.texts("dd"))
-    assert any(text.startswith("slim ResNet18, digits as Cifar10, SGD") for text in shown.texts("li"))
+    assert any(text.startswith("slim ResNet18, digits as CIFAR-10, SGD") for text in shown.texts("li"))
 
 
 def test_a_page_of_digits_alone_names_no_scale(tmp_path: Path) -> None:
@@ -211,16 +214,49 @@ def test_a_table_that_lacks_runs_says_how_to_get_them(shown: Page) -> None:
     assert "make figure02" not in text
 
 
-def test_the_figures_are_part_of_the_page_each_with_a_text_instead(shown: Page) -> None:
-    images = [attributes for tag, attributes, _ in shown.elements if tag == "img"]
-    assert [image["alt"].partition(",")[0] for image in images] == [
-        "Figure 2 Constant schedules",
+def test_figures_are_part_of_the_page_in_its_colours_each_with_a_text_instead(shown: Page) -> None:
+    figures = [attributes for tag, attributes, _ in shown.elements if tag == "svg"]
+    assert [figure["aria-label"].partition(",")[0] for figure in figures] == [
+        "Figure 2 Constant schedules",  # the headline
+        "Table 1 SGD & <em>SAM</em>",
         "Figure 5 Linear schedules",
     ]
-    for image in images:
-        head, _, data = image["src"].partition(",")
-        assert head == "data:image/svg+xml;base64"
-        assert b"<svg" in base64.b64decode(data)
+    assert {figure["fill"] for figure in figures} == {"currentColor"}
+    styles = " ".join(shown.values("style"))
+    assert "currentColor" in styles
+    assert "var(--series-0)" in styles
+    assert "#000000" not in styles
+
+
+def test_the_page_begins_with_verdicts_and_the_headline_figure(tables: list[Table], tmp_path: Path) -> None:
+    verdicts = [VerdictLine("SAM <i>helps</i>.", "holds", "tables/a.csv"), VerdictLine("It is free.", "not run")]
+    file = page.write([moved(table, tmp_path / "runs") for table in tables], verdicts)
+    text, shown = file.read_text(encoding="utf-8"), Page(file)
+    assert "2 claims of the paper: 1 holds, 1 not run." in shown.texts("p")
+    assert "holds SAM <i>helps</i>. evidence" in shown.texts("li")
+    assert text.index("2 claims") < text.index("Contents")
+    assert page_of_headline(tables) == "figure02"
+
+
+def page_of_headline(tables: list[Table]) -> str:
+    first = headline(fill(tables))
+    return first.name if first else ""
+
+
+def test_the_best_row_of_a_block_is_marked(shown: Page, tables: list[Table]) -> None:
+    best = [attributes["class"] for tag, attributes, _ in shown.elements if tag == "tr" and "class" in attributes]
+    assert sum("best" in names.split() for names in best) == 2  # of the blocks that have two rows with runs
+
+
+def test_every_table_links_to_its_files(shown: Page) -> None:
+    links = shown.values("href")
+    for place in ("tables/table01-smoke-digits.csv", "figures/figure02-smoke-digits.png"):
+        assert place in links
+    assert "figures/figure02-smoke-digits.pdf" in links
+
+
+def test_seeds_are_counted_and_digests_are_short(shown: Page) -> None:
+    assert "5 seeds (0 to 4)" in shown.texts("dd")
 
 
 def test_the_page_says_on_what_its_runs_ran(shown: Page) -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from made_up_runs import table_files
 
-from rst.experiments.report import tables
-from rst.experiments.report.results import one_look, results
+from rst.experiments.report.files import write
+from rst.experiments.report.results import fill, results
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
@@ -52,7 +52,7 @@ def test_numbers_of_real_runs_are_those_of_their_records(tmp_path: Path) -> None
     assert lines.loc["SAM", "extra_propagations_realised"] == 1
     errors = [json.loads((run.record.folder / "summary.json").read_text())["test_error"] for run in table.runs[4:]]
     assert lines.loc["RST[50%]", "mean"] == statistics.mean(errors)
-    records = pd.read_csv(tables.write(table)[3]).set_index("id")
+    records = pd.read_csv(write([table])[3]).set_index("id")
     assert sorted(records.index) == sorted(run.record.id for run in table.runs[2:])
     assert set(records["recipe.epochs"]) == {3}
     assert sorted(records["schedule.p"].dropna()) == [0.5, 0.5]
@@ -60,11 +60,11 @@ def test_numbers_of_real_runs_are_those_of_their_records(tmp_path: Path) -> None
 
 def test_all_files_of_a_report_show_the_same_runs_though_one_ends_meanwhile(tmp_path: Path) -> None:
     table = load_table("alone", [*TINY, f"paths.runs={tmp_path / 'runs'}"])
-    with one_look():
-        first = results(table)
-        first["n"] = 7  # What one reader does to its copy does not reach the next.
-        train(table.runs[0].spec, show_progress=False)
-        assert results(table)["n"].tolist() == [0, 0, 0]
+    [filled] = fill([table])
+    first = results(filled)
+    first["n"] = 7  # What one reader does to its copy does not reach the next.
+    train(table.runs[0].spec, show_progress=False)
+    assert results(filled)["n"].tolist() == [0, 0, 0]
     assert results(table)["n"].tolist() == [1, 0, 0]
 
 
@@ -78,9 +78,10 @@ def test_the_command_prints_one_table_and_lists_what_it_wrote(
     out = capsys.readouterr().out
     assert out.startswith((tmp_path / "tables" / "alone.md").read_text())
     written = out.partition("Written:\n")[2].split()
-    assert written == [
-        str(tmp_path / name) for name in ("tables/alone.md", "tables/alone.csv", "tables/alone.tex", "records.csv")
+    names = [f"tables/alone.{kind}" for kind in ("md", "csv", "tex")] + [
+        f"figures/alone.{kind}" for kind in ("png", "svg", "pdf")
     ]
+    assert written == [str(tmp_path / name) for name in (*names, "records.csv")]
 
 
 def test_the_command_writes_several_tables_and_a_page_of_them(
@@ -91,7 +92,7 @@ def test_the_command_writes_several_tables_and_a_page_of_them(
     assert err == ""  # A bar is for terminals.
     first, *written = out.split()
     assert first == "Written:"
-    assert len(written) == len(set(written)) == 3 + 3 + 1 + 1
+    assert len(written) == len(set(written)) == (3 + 3) + 3 + 2 + 1  # `times` has no errors, and so no figure
     assert str(tmp_path / "report.html") in written
     assert all(Path(file).exists() for file in written)
 

@@ -1,15 +1,10 @@
-"""The files of a table: its layout and caption, as Markdown and LaTeX, and its results and records as CSV."""
+"""The files of a table: its layout and caption, as Markdown and LaTeX, and its results as CSV."""
 
 import functools
-import io
 import re
-import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -42,12 +37,6 @@ FILES = {
         seeds: 2
         overrides: {SMALL}
         rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
-    "other": f"""
-        title: A network with other keys
-        seeds: 1
-        overrides: {SMALL}
-        rows: {{SAM: [scheme=sam], "SAM, of VGG": [scheme=sam, model=vgg16_bn]}}
         """,
     "formulas": f"""
         title: Formulas alone
@@ -110,10 +99,10 @@ def test_rows_are_grouped_by_network_and_data_set_in_the_order_of_the_file(load:
     lines = tables.readable(load("beside"))[["Network", "Data set", "Scheme"]].to_numpy().tolist()
     schemes = ["SGD", "SAM", "G-RST[50%]", "GNR †"]
     assert lines == [
-        *(["WRN28-10", "Cifar10", scheme] for scheme in schemes),
-        *(["WRN28-10", "Cifar100", scheme] for scheme in schemes),
-        ["ViT-B16", "Cifar10", "SAM"],
-        ["ViT-B16", "Cifar100", "SAM"],
+        *(["WRN28-10", "digits", scheme] for scheme in schemes),
+        *(["WRN28-10", "digits, 20 % wrong labels", scheme] for scheme in schemes),
+        ["ViT-B16", "digits", "SAM"],
+        ["ViT-B16", "digits, 20 % wrong labels", "SAM"],
     ]
 
 
@@ -149,8 +138,8 @@ def test_the_caption_says_what_the_numbers_are_of(load: Load) -> None:
     caption = caption_of(with_two_runs_a_cell(load("beside")))
     for fact in (
         "Network: `wrn10_1`;",
-        "data: `digits` (real images, 1,000 for training, 797 for testing (Cifar10), real images, 1,000 for training "
-        "with 20% of their labels wrong, 797 for testing (Cifar100));",
+        "data: `digits` (real images, 1,000 for training, 797 for testing (digits), real images, 1,000 for training "
+        "with 20 % of their labels wrong, 797 for testing (digits, 20 % wrong labels));",
         "epochs: 20 (WRN28-10), 1,200 (ViT-B16);",
         "20 (WRN28-10), 1,200 (ViT-B16); seeds: 5.",  # Digits alone have no scale.
     ):
@@ -202,7 +191,7 @@ def test_the_markdown_has_title_rows_and_caption(load: Load) -> None:
     assert title == "# A & B_1, 50 % of each"
     assert [cell.strip() for cell in header.strip("|").split("|")] == list(tables.readable(table))
     assert [row.split("|")[1].strip() for row in rows[:10]] == ["WRN28-10", *[""] * 7, "ViT-B16", ""]
-    assert [row.split("|")[2].strip() for row in rows[:5]] == ["Cifar10", "", "", "", "Cifar100"]
+    assert [row.split("|")[2].strip() for row in rows[:5]] == ["digits", "", "", "", "digits, 20 % wrong labels"]
     assert " ".join(rows[11:]) == caption_of(table)
 
 
@@ -247,52 +236,6 @@ def test_the_same_records_give_the_same_bytes(load: Load) -> None:
     assert [file.read_bytes() for file in files] == before
 
 
-def test_the_line_of_a_run_in_the_records_does_not_depend_on_the_order_of_writing(load: Load) -> None:
-    alone, other = load("alone"), load("other")
-    runs = {run.record.id: run for table in (alone, other) for run in table.runs}
-    for i, run in enumerate(runs.values()):
-        finish(run, test_error=3.25, train_seconds=i)
-    texts = []
-    for order in ((alone, other), (other, alone, other)):
-        *_, file = [tables.write(table)[3] for table in order]
-        texts.append(file.read_text())
-        file.unlink()
-    assert texts[0] == texts[1]
-    lines = pd.read_csv(io.StringIO(texts[0]), index_col="id")
-    assert list(lines.index) == sorted(runs)
-    assert len(runs) == 7  # seed 0 of SAM is in both tables
-    vgg = next(run for run in runs if "vgg" in run)
-    assert lines.loc[vgg, "network"] == "vgg16_bn"
-    assert lines["model.depth"].isna().sum() == 1
-    assert "10.0" not in texts[0]
-    assert (lines["test_error"] == 3.25).all()
-    assert not [key for key in lines if key.startswith(("paths", "wandb", "slurm", "dataset.root"))]
-
-
-# ------------------------------------------------------------------------------------------------------ records.csv
-
-
-def test_two_reports_at_once_lose_no_line_of_the_records(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, other = load("alone"), load("other")
-    for run in {run.record.id: run for table in (alone, other) for run in table.runs}.values():
-        finish(run)
-    merged = tables._merged_records
-
-    def slow(*arguments: Any) -> str:
-        text = merged(*arguments)
-        time.sleep(0.3)  # The other report has the time to read the file.
-        return text
-
-    monkeypatch.setattr(tables, "_merged_records", slow)
-    reports = [threading.Thread(target=tables.write, args=(table,)) for table in (alone, other)]
-    for report in reports:
-        report.start()
-    for report in reports:
-        report.join()
-    records = pd.read_csv(folder_of(alone) / "records.csv")
-    assert sorted(records["id"]) == sorted({run.record.id for table in (alone, other) for run in table.runs})
-
-
 def test_a_row_whose_gate_decides_after_the_clean_pass_shows_what_it_cost_and_no_expected_cost(load: Load) -> None:
     table = load("adaptive")
     for run in table.runs:
@@ -302,32 +245,3 @@ def test_a_row_whose_gate_decides_after_the_clean_pass_shows_what_it_cost_and_no
     assert rows.loc["AE-SAM", "Δη expected"] in ("", "-")
     assert rows.loc["F-SAM", "Δη expected"] == "1.00"
     assert "AE-SAM" in tables.write(table)[0].read_text(encoding="utf-8")
-
-
-def test_runs_without_a_record_leave_the_records_only_where_that_is_asked_for(load: Load) -> None:
-    alone, other = load("alone"), load("other")
-    for run in {run.record.id: run for table in (alone, other) for run in table.runs}.values():
-        finish(run)
-    gone = other.runs[-1].record  # It is in this table alone.
-    tables.write(other)
-    shutil.rmtree(gone.folder)
-    *_, file = tables.write(alone)
-    assert gone.id in set(pd.read_csv(file)["id"])
-    tables.write(alone, prune=True)
-    assert sorted(pd.read_csv(file)["id"]) == sorted({run.record.id for run in (*alone.runs, *other.runs[:-1])})
-
-
-def test_pruning_makes_a_file_of_records_where_there_is_none(load: Load) -> None:
-    table = load("alone")
-    finish(table.runs[0])
-    *_, file = tables.write(table, prune=True)
-    assert pd.read_csv(file)["id"].tolist() == [table.runs[0].record.id]
-
-
-def test_a_run_whose_memory_nobody_knows_has_an_empty_cell_in_the_records(load: Load) -> None:
-    table = load("alone")
-    finish(table.runs[0], peak_memory_bytes=None)
-    finish(table.runs[1], peak_memory_bytes=2**30)
-    *_, file = tables.write(table)
-    memory = pd.read_csv(file, dtype=str, keep_default_na=False, index_col="id")["peak_memory_bytes"]
-    assert memory[[run.record.id for run in table.runs[:2]]].tolist() == ["", str(2**30)]

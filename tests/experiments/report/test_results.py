@@ -17,7 +17,8 @@ from scipy import stats
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import tables
-from rst.experiments.report.results import dataset_of, folder_of, network_of, results
+from rst.experiments.report.labels import dataset_of, network_of
+from rst.experiments.report.results import folder_of, results
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import PlannedRun, Table, load_table
 
@@ -142,10 +143,10 @@ def test_a_cell_is_mean_and_standard_deviation_over_its_seeds(load: Load) -> Non
     for run, error in zip(runs_of_cell(table, "SGD", "Cifar10"), errors, strict=True):
         finish(run, test_error=error)
     line = results(table).iloc[0]
-    assert (line["row"], line["dataset"], line["n"], line["planned"]) == ("SGD", "Cifar10", 5, 5)
+    assert (line["row"], line["dataset"], line["n"], line["planned"]) == ("SGD", "CIFAR-10", 5, 5)
     assert line["mean"] == pytest.approx(statistics.mean(errors))
     assert line["std"] == pytest.approx(statistics.stdev(errors))
-    assert shown(table, "SGD", "Cifar10")["Ours [%]"] == "3.44 ± 0.34 (n = 5)"
+    assert shown(table, "SGD", "CIFAR-10")["Ours [%]"] == "3.44 ± 0.34 (n = 5)"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_cell_that_lacks_runs_says_how_many_it_has(load: Load, errors: list[fl
     table = load("beside")
     for run, error in zip(runs_of_cell(table, "SAM", "Cifar10"), errors, strict=False):
         finish(run, test_error=error)
-    assert shown(table, "SAM", "Cifar10")["Ours [%]"] == text
+    assert shown(table, "SAM", "CIFAR-10")["Ours [%]"] == text
 
 
 def test_a_run_that_is_removed_changes_only_its_cell(load: Load) -> None:
@@ -165,8 +166,8 @@ def test_a_run_that_is_removed_changes_only_its_cell(load: Load) -> None:
     before = tables.readable(table)
     shutil.rmtree(runs_of_cell(table, "G-RST[50%]", "Cifar100")[1].record.folder)
     changed = (tables.readable(table) != before).any(axis=1)
-    assert before[changed][["Scheme", "Data set"]].to_numpy().tolist() == [["G-RST[50%]", "Cifar100"]]
-    assert shown(table, "G-RST[50%]", "Cifar100")["Ours [%]"].endswith("(n = 1/5)")
+    assert before[changed][["Scheme", "Data set"]].to_numpy().tolist() == [["G-RST[50%]", "CIFAR-100"]]
+    assert shown(table, "G-RST[50%]", "CIFAR-100")["Ours [%]"].endswith("(n = 1/5)")
 
 
 def test_times_are_over_those_without_sharp_steps_in_the_same_family(load: Load) -> None:
@@ -275,7 +276,7 @@ def test_a_cell_says_how_many_of_its_runs_diverged(load: Load, done: int, diverg
     for run in runs[done : done + diverged]:
         with run.record.training(run.spec):
             run.record.diverge(7, "the loss is not finite")
-    assert shown(table, "SAM", "Cifar10")["Ours [%]"] == text
+    assert shown(table, "SAM", "CIFAR-10")["Ours [%]"] == text
     assert results(table)["diverged"].sum() == diverged
 
 
@@ -298,10 +299,10 @@ def test_off_the_papers_setting_there_is_none_of_its_numbers(tmp_path: Path, oth
 @pytest.mark.parametrize(
     ("overrides", "network", "dataset"),
     [
-        ([], "WRN28-10", "Cifar10"),
-        (["scale=cpu", "dataset.source=auto"], "slim WRN28-10", "Cifar10"),
-        (["scale=smoke"], "slim WRN28-10", "digits as Cifar10"),
-        (["dataset.source=digits"], "WRN28-10", "digits as Cifar10"),
+        ([], "WRN28-10", "CIFAR-10"),
+        (["scale=cpu", "dataset.source=auto"], "slim WRN28-10", "CIFAR-10"),
+        (["scale=smoke"], "slim WRN28-10", "digits as CIFAR-10"),
+        (["dataset.source=digits"], "WRN28-10", "digits as CIFAR-10"),
     ],
 )
 def test_labels_say_where_a_network_is_slim_and_where_digits_stand_in(
@@ -320,13 +321,13 @@ def test_the_papers_number_is_beside_ours_with_the_signed_difference(load: Load)
     table, paper = load("beside"), printed("table03", model="WRN28-10", scheme="SAM", dataset="Cifar10")
     for run in runs_of_cell(table, "SAM", "Cifar10"):
         finish(run, test_error=paper["mean"] + 0.3)
-    line = shown(table, "SAM", "Cifar10")
+    line = shown(table, "SAM", "CIFAR-10")
     assert line["Paper [%]"] == f"{paper['mean']:.2f} ± {paper['std']:.2f}"
     assert line["Difference"] == "+0.30"
     shutil.rmtree(folder_of(table) / "runs")
     for run in runs_of_cell(table, "SAM", "Cifar10"):
         finish(run, test_error=paper["mean"] - 0.3)
-    assert shown(table, "SAM", "Cifar10")["Difference"] == "-0.30"
+    assert shown(table, "SAM", "CIFAR-10")["Difference"] == "-0.30"
 
 
 def test_numbers_that_the_papers_text_has_lost_stay_empty(load: Load) -> None:
@@ -334,7 +335,7 @@ def test_numbers_that_the_papers_text_has_lost_stay_empty(load: Load) -> None:
     for run in table.runs:
         finish(run, test_error=3 + run.spec.seed / 10, train_seconds=100 * (1 + run.spec.mean_p))
     lines = tables.readable(table)
-    lost = lines[(lines["Network"] == "ViT-B16") & (lines["Data set"] == "Cifar100")]
+    lost = lines[(lines["Network"] == "ViT-B16") & (lines["Data set"] == "CIFAR-100")]
     assert lost[["Paper [%]", "Difference", "95 % interval"]].to_numpy().tolist() == [["", "", ""]]
 
 
@@ -344,9 +345,9 @@ def test_the_papers_time_is_its_minutes_over_those_without_sharp_steps(load: Loa
     minutes = printed("table03", scheme="SGD", **where)["mean"]
     extra = printed("table03", scheme="SAM", **where)["mean"]
     assert (minutes, extra) == (33.5, 27.7)
-    assert shown(table, "SGD", "Cifar10")["Paper time"] == "1.00"
-    assert shown(table, "SAM", "Cifar10")["Paper time"] == shown(table, "SAM", "Cifar100")["Paper time"] == "1.83"
-    assert shown(table, "GNR †", "Cifar10")["Paper time"] == ""
+    assert shown(table, "SGD", "CIFAR-10")["Paper time"] == "1.00"
+    assert shown(table, "SAM", "CIFAR-10")["Paper time"] == shown(table, "SAM", "CIFAR-100")["Paper time"] == "1.83"
+    assert shown(table, "GNR †", "CIFAR-10")["Paper time"] == ""
 
 
 def test_two_errors_of_a_cell_are_two_lines(load: Load) -> None:
@@ -375,16 +376,6 @@ def test_how_sharp_minima_are_stands_beside_the_errors_and_counts_the_runs_that_
     assert ours["SAM", "sharpness"] == "0.002 (n = 1/2)"
     assert ours["SAM", "λ_max"] == "n = 0/2"
     assert "λ_max the largest eigenvalue" in tables.caption(table, lines)
-
-
-def test_the_records_have_how_sharp_minima_are(load: Load) -> None:
-    table = load("minima")
-    finish(table.runs[0], gradient_norm=0.5, sharpness=0.25, lambda_max=8.0)
-    *_, latex, file = tables.write(table)
-    records = pd.read_csv(file)
-    assert records[["gradient_norm", "sharpness", "lambda_max"]].iloc[0].tolist() == [0.5, 0.25, 8.0]
-    assert "measure_sharpness" not in records
-    assert r"$\lambda$\_max" in latex.read_text(encoding="utf-8")
 
 
 def test_a_table_of_what_its_runs_do_not_measure_is_answered_in_one_sentence(load: Load) -> None:
@@ -429,14 +420,14 @@ def test_the_comparison_with_the_paper_is_welchs_t_test_against_five_seeds(load:
     table, paper = load("beside"), printed("table03", model="WRN28-10", scheme="SGD", dataset="Cifar100")
     for run, error in zip(runs_of_cell(table, "SGD", "Cifar100"), errors, strict=False):
         finish(run, test_error=error)
-    line = results(table).set_index(["row", "dataset"]).loc[("SGD", "Cifar100")]
+    line = results(table).set_index(["row", "dataset"]).loc[("SGD", "CIFAR-100")]
     expected = stats.ttest_ind(errors, samples_like_the_papers(paper["mean"], paper["std"], 5), equal_var=False)
     interval = expected.confidence_interval(0.95)
     assert line["difference"] == pytest.approx(statistics.mean(errors) - paper["mean"])
     assert (line["difference_low"], line["difference_high"]) == pytest.approx((interval.low, interval.high))
     assert line["p_value"] == pytest.approx(expected.pvalue)
     low, high = (f"{bound + 0.0:+.2f}" for bound in interval)
-    assert shown(table, "SGD", "Cifar100")["95 % interval"] == f"{low} to {high}"
+    assert shown(table, "SGD", "CIFAR-100")["95 % interval"] == f"{low} to {high}"
 
 
 def test_the_papers_numbers_on_imagenet_are_over_three_seeds(load: Load) -> None:
@@ -453,7 +444,7 @@ def test_one_run_has_a_difference_but_no_interval(load: Load) -> None:
     table = load("beside")
     finish(runs_of_cell(table, "SAM", "Cifar10")[0], test_error=9.0)
     assert "95 % interval" not in tables.readable(table)
-    assert shown(table, "SAM", "Cifar10")["Difference"] != ""
+    assert shown(table, "SAM", "CIFAR-10")["Difference"] != ""
     line = results(table).set_index(["row", "dataset"]).iloc[2]
     assert math.isnan(line["difference_low"])
     assert math.isnan(line["p_value"])

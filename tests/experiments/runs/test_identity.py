@@ -88,6 +88,7 @@ NOT_IN_THE_ID = {
     ),
     *("wandb.mode", "wandb.project", "wandb.group", "wandb.job_type"),
     *(f"slurm.{key}" for key in OmegaConf.load(CONFIGS / "train.yaml").slurm),
+    "model.pretrained",  # a path, of whose file the digest counts
     "recipe.rho",  # which counts as variant.rho
     "augmentation.cutout_per_image",  # without effect while cutout is 0
 }

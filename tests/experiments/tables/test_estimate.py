@@ -19,7 +19,7 @@ from rst.experiments.launch import local
 from rst.experiments.runs.record import Record
 from rst.experiments.tables import estimate
 from rst.experiments.tables.estimate import NETWORKS, Forecast, Speed, forecast, plan, speed
-from rst.experiments.tables.expansion import PlannedRun
+from rst.experiments.tables.expansion import PlannedRun, runs_of
 from rst.experiments.training import train
 
 # Of 2 steps, a run may well have no sharp one.
@@ -167,6 +167,22 @@ def test_the_time_of_a_pass_on_several_devices_counts_each_of_them(copied: list[
 )
 def test_runs_with_another_flag_are_of_another_kind(trained: list[PlannedRun], change: dict[str, object]) -> None:
     assert speed(trained[0].spec.changed(**change)) is None
+
+
+SLOWER = "; this processor has no bfloat16 instructions and takes longer for the same runs than one that has"
+
+
+@pytest.mark.parametrize("emulates", [True, False])
+@pytest.mark.parametrize("autocast", ["bfloat16", None])
+def test_forecast_and_dry_run_say_where_a_processor_lacks_the_instructions_of_a_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulates: bool, autocast: str | None
+) -> None:
+    monkeypatch.setattr(estimate, "emulates_bfloat16", lambda device: emulates)
+    table = table_of(tmp_path, f"autocast={autocast or 'null'}")
+    runs = runs_of([table])
+    said = SLOWER * bool(emulates and autocast)
+    assert forecast(runs, 1, False).sentence == f"4 runs to train: an unknown time for 4 of them{said}."
+    assert plan([table]).endswith(f", and 12 passes of unknown time{said}")
 
 
 # --------------------------------------------------------------------------------------------- before a sweep starts

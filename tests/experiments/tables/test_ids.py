@@ -56,7 +56,7 @@ def test_ids_are_those_of_the_committed_file(scale: str) -> None:
 
 
 if __name__ == "__main__":
+    lines = [cell for scale in SCALES for cell in cells_of(scale)]
     with FILE.open("w", encoding="utf-8", newline="") as file:
-        lines = [cell for scale in SCALES for cell in cells_of(scale)]
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     print(f"{FILE} is written.")

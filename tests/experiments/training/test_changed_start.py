@@ -13,7 +13,7 @@ import pytest
 from stopped_runs import a_signal
 
 from rst.experiments.compose import compose
-from rst.experiments.data import image_folders
+from rst.experiments.data import folder_cache
 from rst.experiments.errors import InputError
 from rst.experiments.launch import local
 from rst.experiments.runs.identity import run_id
@@ -88,7 +88,7 @@ def test_a_run_on_the_images_of_the_published_data_set_does_not_go_on_on_others(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its id has no digest, as the name of the data set says which images these are."""
-    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: True)
+    monkeypatch.setattr(folder_cache, "is_ilsvrc_2012", lambda folders: True)
     spec = spec_of(images)
     record = begun(spec)
     overwrite_an_image(images)
@@ -104,7 +104,7 @@ def test_a_run_on_the_images_of_the_published_data_set_does_not_go_on_on_others(
 def test_a_run_that_is_done_does_not_print_its_result_where_an_image_was_overwritten(
     images: Path, published: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: published)
+    monkeypatch.setattr(folder_cache, "is_ilsvrc_2012", lambda folders: published)
     age(images)
     record = train(spec_of(images), show_progress=False)
     assert train(spec_of(images), show_progress=False).summary == record.summary
@@ -120,7 +120,7 @@ def test_a_run_that_is_done_does_not_print_its_result_where_an_image_was_overwri
 def test_a_run_that_is_done_does_not_print_its_result_where_its_folder_is_not_there(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: True)
+    monkeypatch.setattr(folder_cache, "is_ilsvrc_2012", lambda folders: True)
     spec = spec_of(images)
     record = train(spec, show_progress=False)
     nowhere = spec.changed(dataset={"root": str(images.parent / "nowhere")})
@@ -132,7 +132,7 @@ def test_a_run_that_is_done_does_not_print_its_result_where_its_folder_is_not_th
 def test_a_sweep_refuses_runs_that_are_done_on_other_images_than_those_that_are_here(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_folders, "is_ilsvrc_2012", lambda folders: True)
+    monkeypatch.setattr(folder_cache, "is_ilsvrc_2012", lambda folders: True)
     spec = spec_of(images)
     runs = [PlannedRun(spec, train(spec, show_progress=False))]
     local.check(runs)

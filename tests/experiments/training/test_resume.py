@@ -43,6 +43,10 @@ IMAGES = ("dataset=cifar10", "dataset.source=digits", "scale=smoke", "dataset.tr
 CASES = {
     "dropout": (*IMAGES, "model=vgg16_bn", "recipe.perturbation_batch=8"),
     "ViT, AdamW, mixup, warm-up": (*IMAGES, "model=vit_ti", "recipe.perturbation_batch=null", "recipe.warmup_epochs=1"),
+    "plain steps in one pass": (
+        *IMAGES,
+        *("model=vit_ti", "model.dropout=0.0", "recipe.perturbation_batch=8", "scheme=rst", "seed=2"),
+    ),
     "cutout, label noise, validation images": (
         *("augmentation=cutout", "augmentation.cutout=3", "augmentation.cutout_per_image=true"),
         *("dataset.label_noise=0.3", "dataset.validation=4"),

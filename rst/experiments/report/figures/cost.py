@@ -1,6 +1,7 @@
-"""Test error and training time over the cost Δη."""
+"""Test error over the cost Δη, or over another number of the config."""
 
-import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rst.experiments.report.figures.axis import (
+    PARAMETERS,
+    abscissa,
+    is_wide,
+    label_of,
+    parameter_at_one_cost,
+)
 from rst.experiments.report.figures.panels import (
-    COST,
-    COST_LABEL,
     ERROR_LABEL,
-    PAPER,
+    apart,
     data_of,
     families_of,
     has_runs,
@@ -22,85 +28,163 @@ from rst.experiments.report.figures.panels import (
     legend,
     look_of,
     panels,
-    parameter_of,
 )
-from rst.experiments.report.figures.schedules import draw_schedules, looks_of
+from rst.experiments.report.figures.points import ROOM, draw_levels, draw_named, draw_points
 from rst.experiments.tables.expansion import Table
 
 ENDS = "s^hd"
 """Hollow markers for the rows without a family: SGD and SAM, the ends of every line."""
-LARGEST = 70.0
+LARGEST = 34.0
 """The area of the marker of the longest training, in square points. Other areas are proportional to training time."""
-PARAMETERS = {"a": "a, p in the first half [1]", "b": "b, p at the first step [1]"}
-"""The axis labels of parameters that do not change Δη."""
-ASIDE = 0.04
-"""The distance in x between families that have the same Δη."""
 SIDES = (-0.06, 1.06)
-"""The limits of the x axis: Δη and all parameters lie in [0, 1]."""
+"""The limits of an x axis of Δη or of a parameter: both lie in [0, 1]."""
+BESIDE = 0.018
+"""The least distance in x between points: those at the same Δη are moved to stand side by side."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What all panels of a figure share: its lines of data, its families and their looks."""
+
+    table: Table
+    data: pd.DataFrame
+    """`data_of` the table, with the column ``x``."""
+    over_cost: list[str]
+    """The families whose rows differ in Δη, or in the ``x`` that the table chooses. They share a panel."""
+    at_one_cost: dict[str, str]
+    """The parameter of every other family. Each has a panel of its own, over that parameter."""
+    ends: dict[str, str]
+    """The marker of each row without a family, if other rows have one."""
+    looks: dict[str, dict[str, Any]]
+    """Colour and marker of each family."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The panels of one network and data set: "", for the families over Δη, and those at one cost."""
+        return [*([""] if self.over_cost or not self.at_one_cost else []), *self.at_one_cost]
 
 
 def error_over_cost(table: Table) -> Figure:
     """Test error over Δη, as a line from SGD through the rows of a family (group) to SAM (Figures 2, 4, 6).
 
-    A family whose rows all have the same Δη is drawn over its parameter instead, with SGD and SAM as horizontal lines.
-    Each family and network has its own row of panels, since the errors of networks are far apart. The area of a marker
-    is proportional to the training time.
+    Families share a panel, so that they can be compared at equal cost. A family whose rows all have the same Δη is
+    drawn over its parameter instead, with SGD and SAM as horizontal lines. The area of a marker is proportional to the
+    training time.
     """
-    data = data_of(table)
-    families, networks, datasets = families_of(data), data["network"].unique(), data["dataset"].unique()
-    ends = _markers_of_ends(data)
-    data["area"] = LARGEST * data["train_seconds"] / data["train_seconds"].max()
-    figure, axes = panels(table, len(families) * len(networks), len(datasets), height=1.5)
-    looks = [look_of(j) for j in range(len(networks))]
-    for (i, family), (j, network), (k, dataset) in itertools.product(*map(enumerate, (families, networks, datasets))):
-        ax, last = axes[i * len(networks) + j, k], j == len(networks) - 1
-        own = data[(data["network"] == network) & (data["dataset"] == dataset) & data["group"].isin(["", family])]
-        parameter = _parameter_at_one_cost(own[own["group"] == family])
-        if has_runs(ax, own, table):
-            _draw_line(ax, own, parameter, ends, **looks[j])
-        ax.set_title(joined(family, dataset) if j == 0 else "", loc="left")
-        ax.set_ylabel("" if k else joined(network, ERROR_LABEL, by="\n"))
-        ax.set_xlabel("" if not last else PARAMETERS.get(parameter, parameter) if parameter else COST_LABEL)
-        ax.set(xlim=SIDES, xticks=np.linspace(0, 1, 11))
-        ax.tick_params(labelbottom=last)
-    entries = [key(network, **look) for network, look in zip(networks, looks, strict=True) if network]
-    legend(figure, [*entries, *_keys_of_ends(ends), *_keys_of_areas(data), *key_of_paper(data)])
+    plot = _plot(table)
+    figure = _draw(plot, lines=True)
+    families = [name for name in (*plot.over_cost, *plot.at_one_cost) if name]
+    entries = [key(name, linewidth=1.2, **plot.looks[name]) for name in families]
+    legend(figure, [*entries, *_keys_of_ends(plot), *_keys_of_areas(plot.data), *key_of_paper(plot.data)])
     return figure
 
 
-def _parameter_at_one_cost(rows: pd.DataFrame) -> str | None:
-    """The parameter of a family whose rows all have the same Δη by Table 2; else None."""
-    return parameter_of(rows["cell"]) if rows["extra_propagations_closed_form"].round(9).nunique() == 1 else None
+def summary(table: Table) -> Figure:
+    """Test error over Δη, with a marker for each family, or without families a name beside each point (Figure 7).
+
+    Points that have the same Δη stand side by side.
+    """
+    plot = _plot(table)
+    figure = _draw(plot, lines=False)
+    names = [name for name in (*plot.over_cost, *plot.at_one_cost) if name]
+    entries = [key(name, linestyle="none", **plot.looks[name]) for name in names]
+    legend(figure, [*entries, *_keys_of_ends(plot), *key_of_paper(plot.data)])
+    return figure
 
 
-def _draw_line(
-    ax: Axes, own: pd.DataFrame, parameter: str | None, ends: dict[str, str], color: str, marker: str, linestyle: str
-) -> None:
-    own = own.assign(x=own[COST], marker=[ends.get(row, marker) for row in own["row"]])
-    is_level = own["row"].isin(ends) & (parameter is not None)
-    if parameter:
-        own["x"] = [cell.spec.schedule.options.get(parameter, SIDES[1]) for cell in own["cell"]]
-    line = own[~is_level].sort_values("x")
-    ax.plot(line["x"], line["mean"], color=color, linestyle=linestyle, linewidth=1.2)
-    for level in own.loc[is_level, "mean"].dropna():
-        ax.axhline(level, color=color, linewidth=0.8, linestyle=":")
-    for shape, points in own.groupby("marker"):
-        face = "white" if shape in ENDS else color
-        ax.errorbar(points["x"], points["mean"], points["std"], fmt="none", ecolor=color, elinewidth=0.9, capsize=2)
-        ax.scatter("x", "mean", "area", data=points, marker=shape, facecolor=face, edgecolor=color, zorder=3)
-    ax.plot(own["x"], own["paper_mean"], zorder=4, **PAPER)
-    for artist in (*ax.lines, *ax.collections):
-        artist.set_clip_on(False)  # points and lines may lie on the border
+def _plot(table: Table) -> Plot:
+    data = data_of(table)
+    data = data.assign(x=abscissa(table, data), area=LARGEST * data["train_seconds"] / data["train_seconds"].max())
+    families = families_of(data)
+    parameters = {name: parameter_at_one_cost(data[data["group"] == name]) for name in families if not table.x}
+    at_one_cost = {name: parameter for name, parameter in parameters.items() if parameter and name}
+    rows = data.loc[data["group"] == "", "row"].unique() if families != [""] else []
+    looks = {name: look_of(i) | {"linestyle": "-"} for i, name in enumerate(families)}
+    looks = {name: {key: look[key] for key in ("color", "marker")} for name, look in looks.items()}
+    over_cost = [name for name in families if name not in at_one_cost]
+    return Plot(table, data, over_cost, at_one_cost, dict(zip(rows, ENDS, strict=False)), looks)
 
 
-def _markers_of_ends(data: pd.DataFrame) -> dict[str, str]:
-    """The marker of each row without a family, if other rows have one."""
-    rows = data.loc[data["group"] == "", "row"].unique() if any(data["group"]) else []
-    return dict(zip(rows, ENDS, strict=False))
+def _draw(plot: Plot, lines: bool) -> Figure:
+    """All panels: a row for each network and data set.
+
+    Without a family at one cost, data sets stand side by side.
+    """
+    data, columns = plot.data, plot.columns
+    networks, datasets = list(data["network"].unique()), list(data["dataset"].unique())
+    if len(columns) == 1:
+        figure, axes = panels(
+            len(networks), len(datasets), sharex=True, height=2.6 if len(networks) + len(datasets) > 2 else 3.6
+        )
+        places = [
+            (axes[j, k], network, dataset, columns[0])
+            for j, network in enumerate(networks)
+            for k, dataset in enumerate(datasets)
+        ]
+    else:
+        ratios = [1.0 if name else 1 + 0.8 * (len(columns) - 1) for name in columns]
+        kinds = [(network, dataset) for network in networks for dataset in datasets]
+        figure, axes = panels(len(kinds), len(columns), height=2.4, width_ratios=ratios, sharex="col")
+        places = [(axes[i, k], *kind, name) for i, kind in enumerate(kinds) for k, name in enumerate(columns)]
+    for ax, network, dataset, name in places:
+        own = data[(data["network"] == network) & (data["dataset"] == dataset)]
+        own = own[own["group"].isin(["", *([name] if name else plot.over_cost)])]
+        first = ax.get_subplotspec().is_first_col()
+        if has_runs(ax, own, plot.table):
+            _draw_panel(ax, plot, own, name, lines)
+        place = joined(network, dataset, by="\n" if len(columns) > 2 else ", ")
+        ax.set_title(name if name and not first else place, loc="left")
+        ax.set_ylabel(ERROR_LABEL if first else "")
+        if ax.get_subplotspec().is_last_row():
+            _set_x(ax, plot, name, lines)
+    return figure
 
 
-def _keys_of_ends(ends: dict[str, str]) -> list[Line2D]:
-    return [key(row, color="black", marker=marker, mfc="white", linestyle="none") for row, marker in ends.items()]
+def _set_x(ax: Axes, plot: Plot, name: str, lines: bool) -> None:
+    if name:
+        parameter = plot.at_one_cost[name]
+        ax.set(xlabel=PARAMETERS.get(parameter, parameter), xlim=SIDES, xticks=[0, 0.5, 1])
+    elif plot.table.x:
+        ax.set_xlabel(label_of(plot.table))
+        if is_wide(plot.data["x"].tolist()):
+            ax.set_xscale("log")
+    else:
+        named = plot.over_cost == [""] and not lines
+        ax.set(xlabel=label_of(plot.table), xlim=(SIDES[0], SIDES[1] + ROOM * named), xticks=np.linspace(0, 1, 6))
+
+
+def _draw_panel(ax: Axes, plot: Plot, own: pd.DataFrame, name: str, lines: bool) -> None:
+    no_x = own["x"].isna() if plot.table.x else pd.Series(False, own.index)
+    is_level = own["row"].isin(plot.ends) if name or plot.table.x else no_x
+    is_level |= no_x
+    if name:
+        parameter = plot.at_one_cost[name]
+        own = own.assign(x=[cell.spec.schedule.options.get(parameter, float("nan")) for cell in own["cell"]])
+    points = own[~is_level]
+    if plot.over_cost == [""] and not lines:
+        draw_named(ax, points)
+        return
+    ends = points[points["row"].isin(plot.ends) & (points["group"] == "")]
+    inner = points[points["group"].isin(plot.looks)].sort_values("x", kind="stable")
+    at = dict(zip(inner.index, inner["x"] if plot.table.x else apart(inner["x"].tolist(), BESIDE), strict=True))
+    for family in [name] if name else plot.over_cost:
+        rows, look = inner[inner["group"] == family], plot.looks[family]
+        rows = rows.assign(x=rows.index.map(at).astype(float))
+        if lines:
+            line = pd.concat([ends, rows] if family else [rows]).sort_values("x")
+            ax.plot(line["x"], line["mean"], color=look["color"], linewidth=1.1, alpha=0.7)
+        draw_points(ax, rows, areas=lines, **look)
+    draw_levels(ax, own[is_level], points)
+    for row, shape in plot.ends.items():
+        draw_points(ax, ends[ends["row"] == row], "black", shape, areas=lines, face="white")
+
+
+# ---------------------------------------------------------------------------------------------------------- legends
+
+
+def _keys_of_ends(plot: Plot) -> list[Line2D]:
+    look = {"color": "black", "mfc": "white", "linestyle": "none"}
+    return [key(row, marker=marker, **look) for row, marker in plot.ends.items()] if "" in plot.columns else []
 
 
 def _keys_of_areas(data: pd.DataFrame) -> list[Line2D]:
@@ -117,60 +201,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def summary(table: Table) -> Figure:
-    """Test error over Δη, with a marker for each family, or for each row if there are no families (Figure 7).
-
-    Families whose rows all have the same Δη are drawn side by side, and the legend gives that Δη.
-    """
-    data = data_of(table)
-    ends, networks, datasets = _markers_of_ends(data), data["network"].unique(), data["dataset"].unique()
-    data["series"] = data["group"].where(data["group"] != "", data["row"])
-    series = {name: own for name, own in data.groupby("series", sort=False) if name not in ends}
-    looks = {name: look_of(i) for i, name in enumerate(series)}
-    looks |= {row: {"color": "black", "marker": marker} for row, marker in ends.items()}
-    looks = {name: look | {"mfc": "white", "linestyle": "none"} for name, look in looks.items()}
-    beside = [name for name, own in series.items() if _parameter_at_one_cost(own)]
-    shift = {name: ASIDE * (i - (len(beside) - 1) / 2) for i, name in enumerate(beside)}
-    figure, axes = panels(table, len(networks), len(datasets), height=3.4)
-    for (j, network), (k, dataset) in itertools.product(enumerate(networks), enumerate(datasets)):
-        ax, own = axes[j, k], data[(data["network"] == network) & (data["dataset"] == dataset)]
-        if has_runs(ax, own, table):
-            for name, look in looks.items():
-                row = own[own["series"] == name]
-                x = row[COST] + shift.get(name, 0)
-                ax.errorbar(x, row["mean"], row["std"], elinewidth=0.7, zorder=3, **look)
-            ax.plot(own[COST], own["paper_mean"], zorder=4, **PAPER)
-        ax.set_title(joined(network, dataset), loc="left")
-        ax.set(xlabel=COST_LABEL, ylabel="" if k else ERROR_LABEL, xlim=SIDES)
-    labels = {name: f"{name}, Δη = {series[name][COST].mean():.2g}" if name in beside else name for name in looks}
-    entries = [key(labels[name], **look) for name, look in looks.items()]
-    legend(figure, [*entries, *key_of_paper(data)])
-    return figure
-
-
-def extra_time(table: Table) -> Figure:
-    """The schedules (A), and the measured extra training time over Δη (B); in theory the two are equal (Figure 1)."""
-    data = data_of(table)
-    figure, axes = panels(table, 1, 2, height=3.2)
-    left, right = axes[0]
-    looks = looks_of(data)
-    titles = [draw_schedules(left, data, family, looks) for family in families_of(data)]
-    left.set_title("A  " + "; ".join(titles), loc="left")
-    left.set_ylabel("p(t)")
-    right.set_title("B  extra time, measured", loc="left")
-    right.set(xlabel=COST_LABEL, ylabel="extra training time [that of SAM]", xlim=SIDES)
-    if has_runs(right, data, table, value="relative_extra_time"):
-        right.axline((0, 0), slope=1, color="0.6", linewidth=1, label="x = y", zorder=1)
-        for i, ((network, dataset), own) in enumerate(data.groupby(["network", "dataset"], sort=False)):
-            seconds = own["train_seconds"]
-            of_sam = seconds[own["p"] == 1].mean() - seconds[own["p"] == 0].mean()
-            look = look_of(i) | {"mfc": "none", "linestyle": "none"}
-            spread = own["train_seconds_std"] / of_sam
-            right.errorbar(own[COST], own["relative_extra_time"], spread, label=joined(network, dataset), **look)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-    left.legend(ncols=3, **below)
-    if right.lines:
-        right.legend(ncols=2, **below)
-    return figure

@@ -1,4 +1,4 @@
-"""The digest of a user's own folder of images, which is kept in the cache so that asking again costs nothing."""
+"""What is known of a folder of images, which is kept in the cache so that asking again costs nothing."""
 
 import json
 import os
@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 from image_tree import make_image_tree, truncate
 
-from rst.experiments.data import folder_digest, image_folders, open_imagenet
+from rst.experiments.data import FolderFacts, folder_cache, folder_facts, open_folders, open_imagenet
 from rst.experiments.errors import InputError
 
 LONG_AGO = 1_600_000_000
+
+
+def folder_digest(root: str | Path, cache: Path) -> str | None:
+    """The digest of a folder that is laid out like ImageNet."""
+    return folder_facts("imagenet", root, cache).digest
 
 
 def age(root: Path) -> Path:
@@ -37,11 +42,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The roots whose files are listed during the test, one entry for each time."""
     roots: list[Path] = []
 
-    def noted(root: Path) -> Any:
+    def noted(name: str, root: Path) -> Any:
         roots.append(root)
-        return open_imagenet(root)
+        return open_folders(name, root)
 
-    monkeypatch.setattr(image_folders, "open_imagenet", noted)
+    monkeypatch.setattr(folder_cache, "open_folders", noted)
     return roots
 
 
@@ -127,10 +132,16 @@ def test_a_cache_that_cannot_be_written_is_no_error(root: Path, cache: Path) -> 
     assert folder_digest(root, cache) == open_imagenet(root).digest
 
 
-def test_a_root_without_folders_of_images_has_no_digest(tmp_path: Path, cache: Path) -> None:
+def test_it_counts_the_classes_and_the_images_of_both_splits(root: Path, cache: Path) -> None:
+    for _ in range(2):
+        assert folder_facts("imagenet", root, cache) == FolderFacts(open_imagenet(root).digest, 3, 30, 12)
+
+
+def test_a_root_without_folders_of_images_is_refused_and_nothing_is_kept(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "train").mkdir()
-    assert folder_digest(tmp_path, cache) is None
-    assert folder_digest(tmp_path / "nowhere", cache) is None
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"^No ImageNet images \("):
+            folder_digest(root, cache)
     assert not cache.exists()
 
 
@@ -145,7 +156,7 @@ def test_ilsvrc_2012_has_no_digest_of_its_own_and_is_listed_once(
 ) -> None:
     for folder in [*root.glob("*/n0?")]:
         folder.rename(folder.with_name(f"n0144076{folder.name[-1]}"))
-    monkeypatch.setattr(image_folders, "ILSVRC_2012", (3, 30, 12))
+    monkeypatch.setattr(folder_cache, "ILSVRC_2012", (3, 30, 12))
     assert [folder_digest(age(root), cache) for _ in range(2)] == [None, None]
     assert len(opened) == 1
 
@@ -156,14 +167,14 @@ def test_other_numbers_of_classes_or_images_are_not_ilsvrc_2012(
 ) -> None:
     for folder in [*root.glob("*/n0?")]:
         folder.rename(folder.with_name(f"n0144076{folder.name[-1]}"))
-    monkeypatch.setattr(image_folders, "ILSVRC_2012", numbers)
+    monkeypatch.setattr(folder_cache, "ILSVRC_2012", numbers)
     assert folder_digest(root, cache) == open_imagenet(root).digest
 
 
 def test_other_names_of_classes_are_not_ilsvrc_2012(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folders, "ILSVRC_2012", (3, 30, 12))
+    monkeypatch.setattr(folder_cache, "ILSVRC_2012", (3, 30, 12))
     assert folder_digest(root, cache) == open_imagenet(root).digest
 
 
 def test_ilsvrc_2012_has_1000_classes_1281167_training_and_50000_validation_images() -> None:
-    assert image_folders.ILSVRC_2012 == (1000, 1281167, 50000)
+    assert folder_cache.ILSVRC_2012 == (1000, 1281167, 50000)

@@ -1,0 +1,285 @@
+"""``docs/claims.md``: the verdict on every claim at every scale that has records, and the evidence for it."""
+
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.style
+import pandas as pd
+
+from rst.experiments.compose import PROJECT, compose
+from rst.experiments.files import write_atomically
+from rst.experiments.report import records
+from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, judge
+from rst.experiments.report.figures import STYLE
+from rst.experiments.report.figures.forest import forest
+from rst.experiments.report.records import Outcomes, outcomes_of
+from rst.experiments.report.results import folder_at
+from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.tables.claim_file import read_claims
+from rst.experiments.tables.claims import load_claims
+from rst.experiments.tables.expansion import PlannedRun, runs_of
+
+INTRODUCTION = """\
+What the paper says, put so that it can come out either way, and what our runs say of it. Rows, directions, margins
+and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs. This page is computed from
+`records.csv` of each scale by `make claims SCALE=<scale>`, which trains the runs that are missing first.
+
+Schemes are compared by differences a - b between runs of one seed, which share initial weights, order of images and
+the numbers that the gate draws. The difference of a seed is the mean over the networks and data sets of the claim. A
+claim **holds** if every comparison is shown to be as expected, and **fails** if the opposite of one is shown; else it
+is undecided. To be shown, p of the paired t-test is at most 0.05 after Holm's correction over all claims that were
+run at the scale, and p of the sign-flip test, which takes nothing for normally distributed, at most 0.05 by itself. A
+margin, for "as good as", is a share of the difference between the two rows that are named beside it. A claim of which
+runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
+error of guessing."""
+
+SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The claims at one scale."""
+
+    name: str
+    folder: Path
+    """The folder of the results of the scale."""
+    stands_in: bool
+    """Whether digits stand in for the images of a data set."""
+    verdicts: Sequence[Verdict]
+    outcomes: Outcomes
+
+
+def write(overrides: Sequence[str], tell: Callable[[str], None] = print) -> list[Path]:
+    """Write the page, and the figures and records of the scale that ``overrides`` choose; return the files.
+
+    The page has all scales with records. It is ``docs/claims.md``, or ``claims.md`` beside the runs where these are in
+    another folder than the project's. At a scale where digits stand in for other images, it is in the scale's folder.
+
+    Raises:
+        InputError: the file of claims is wrong, a record is damaged, or a file cannot be written.
+    """
+    own = _read(overrides, tell)
+    runs = _runs(own.verdicts)
+    records.write(runs, own.outcomes, own.folder / records.NAME)
+    files = [*_draw(own), own.folder / records.NAME]
+    page = _place(own, overrides)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, _page([own] if own.stands_in else _with_others(own, overrides), page))
+    return [page, *files]
+
+
+def opening(overrides: Sequence[str]) -> list[VerdictLine]:
+    """What an overview of the scale opens with: a line for each claim; none where no run of a claim has ended."""
+    own = _read(overrides, lambda sentence: None)
+    if not own.outcomes:
+        return []
+    evidence = _link(_place(own, overrides), own.folder / "README.md")
+    return [
+        VerdictLine(verdict.claim.content.claim, verdict.word, f"{evidence}#{verdict.claim.name}")
+        for verdict in own.verdicts
+    ]
+
+
+def _place(own: Scale, overrides: Sequence[str]) -> Path:
+    """The file of the page."""
+    results = Path(compose(overrides).paths.runs).parent
+    if own.stands_in:
+        return own.folder / "claims.md"
+    in_project = results.resolve() == PROJECT / "results"
+    return results.parent / "docs" / "claims.md" if in_project else results / "claims.md"
+
+
+def _read(overrides: Sequence[str], tell: Callable[[str], None]) -> Scale:
+    claims = list(load_claims(overrides, tell=tell))
+    runs = runs_of(claim.table for claim in claims)
+    spec = runs[0].spec if runs else compose(overrides)
+    folder = folder_at(spec, spec.stands_in)
+    outcomes = outcomes_of(runs, folder / records.NAME)
+    return Scale(spec.scale, folder, spec.stands_in, judge(claims, outcomes), outcomes)
+
+
+def _with_others(own: Scale, overrides: Sequence[str]) -> list[Scale]:
+    """The scale, and the others that have runs of claims, in the order of the file."""
+    others = [word for word in overrides if not word.startswith("scale=")]
+    scales = []
+    for name in read_claims().content.seeds:
+        there = [*others, f"scale={name}"]
+        spec = compose(there)
+        if name == own.name:
+            scales.append(own)
+        elif not spec.stands_in and (folder_at(spec) / records.NAME).exists():
+            scale = _read(there, lambda sentence: None)
+            scales += [scale] if scale.outcomes else []
+    return scales
+
+
+def _runs(verdicts: Iterable[Verdict]) -> list[PlannedRun]:
+    return runs_of(verdict.claim.table for verdict in verdicts)
+
+
+# ---------------------------------------------------------------------------------------------------------- the figures
+
+
+def _draw(scale: Scale) -> list[Path]:
+    """A figure of all claims, and one of each that was run."""
+    folder = scale.folder / "figures"
+    (folder / "claims").mkdir(parents=True, exist_ok=True)
+    said = f"scale {scale.name}"
+    whole = forest(scale.verdicts, f"Claims of the paper, {said}")
+    each = {
+        verdict.claim.name: forest([verdict], f"{verdict.claim.name}: {verdict.word}, {said}")
+        for verdict in scale.verdicts
+        if verdict.compared
+    }
+    files = [folder / "claims.png", folder / "claims.svg", *(folder / "claims" / f"{name}.svg" for name in each)]
+    with mpl.style.context(STYLE):
+        for file, figure in zip(files, [whole, whole, *each.values()], strict=True):
+            # Without the date, equal results give equal files.
+            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+def _page(scales: Sequence[Scale], page: Path) -> str:
+    by_claim = zip(*(scale.verdicts for scale in scales), strict=True)
+    return (
+        "\n\n".join(
+            [
+                "# What holds of the paper's claims",
+                INTRODUCTION,
+                _summary(scales),
+                *(
+                    f"![The claims at scale {scale.name}]({_link(scale.folder / 'figures' / 'claims.png', page)})"
+                    for scale in scales
+                ),
+                *(_section(verdicts, scales, page) for verdicts in by_claim),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _link(file: Path, page: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
+
+
+def _summary(scales: Sequence[Scale]) -> str:
+    """One line for each claim, with its verdict at each scale."""
+    lines = []
+    for verdicts in zip(*(scale.verdicts for scale in scales), strict=True):
+        claim = verdicts[0].claim
+        words = {f"`{scale.name}`": _word(verdict) for scale, verdict in zip(scales, verdicts, strict=True)}
+        lines.append({"Claim": f"[{claim.content.claim}](#{claim.name})", "Section": claim.content.section, **words})
+    counts = [
+        f"At scale `{scale.name}`: {', '.join(f'{n} {word}' for word, n in _counted(scale.verdicts).items() if n)}."
+        for scale in scales
+    ]
+    return " ".join(counts) + "\n\n" + _table(lines)
+
+
+def _counted(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    counts = Counter(verdict.word for verdict in verdicts)
+    return {word: counts[word] for word in WORDS}
+
+
+def _word(verdict: Verdict) -> str:
+    diverged = f" ({verdict.diverged} diverged)" if verdict.diverged else ""
+    return (f"**{verdict.word}**" if verdict.word in ("holds", "fails") else verdict.word) + diverged
+
+
+def _section(verdicts: Sequence[Verdict], scales: Sequence[Scale], page: Path) -> str:
+    claim = verdicts[0].claim
+    parts = [
+        f"## {claim.name}",
+        claim.content.claim,
+        f"> {claim.content.quote} (Section {claim.content.section})",
+    ]
+    for verdict, scale in zip(verdicts, scales, strict=True):
+        parts += _evidence(verdict, scale, page)
+    return "\n\n".join(parts)
+
+
+def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
+    claim, content = verdict.claim, verdict.claim.content
+    if verdict.word == "not run":
+        head = f"`{scale.name}`: not run: {verdict.why_not_run}."
+    else:
+        head = (
+            f"`{scale.name}`: {_word(verdict)}; n = {claim.seeds} seeds; after Holm's correction p = "
+            f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails."
+        )
+    diverged = f" {verdict.diverged} runs diverged." if verdict.diverged else ""
+    if not claim.runs:
+        return [head]
+    passes = sum(run.spec.expected_passes for run in claim.runs)
+    command = f"python scripts/sweep.py {claim.name} scale={scale.name}"
+    ended = [scale.outcomes[run.record.id] for run in claim.runs if run.record.id in scale.outcomes]
+    seconds = sum(outcome.summary.get("train_seconds", 0.0) for outcome in ended)
+    cost = (
+        f"Rows of `configs/tables/{content.table}.yaml`. {len(claim.runs)} runs, {passes:,.0f} passes, of which "
+        f"{len(ended)} runs took {seconds / 3600:.2f} hours: `{command}`; with `--dry-run` it lists their ids."
+    )
+    parts = [_filled(head + diverged)]
+    if verdict.compared:
+        figure = _link(scale.folder / "figures" / "claims" / f"{claim.name}.svg", page)
+        parts += [_comparisons(verdict.compared, content.gap), f"![Intervals of {claim.name}]({figure})"]
+    return [*parts, _filled(cost)]
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
+    """A table of the comparisons, each followed by the networks and data sets alone."""
+    lines = []
+    for one in compared:
+        margin = ""
+        if one.margin is not None and one.comparison.margin is not None:
+            margin = f"{one.margin:.3g} ({one.comparison.margin:.0%} of {gap[0]} to {gap[1]})"
+        lines.append(
+            {
+                "a": _side(one.comparison.a),
+                "b": _side(one.comparison.b),
+                "Expected": SIGNS[one.comparison.expect],
+                "Metric": METRICS[one.metric],
+                "a - b": f"{one.difference.mean:+.3g}",
+                "95 % interval": f"{one.difference.low:+.3g} to {one.difference.high:+.3g}",
+                "Margin": margin,
+                "p": f"{one.supports.t:.2g}",
+                "p, flips": f"{one.supports.flip:.2g}",
+                "p of the opposite": f"{one.opposes.t:.2g}",
+            }
+        )
+        if len(one.places) > 1:
+            lines += [
+                {
+                    "a": f"on {name}",
+                    "a - b": f"{place.mean:+.3g}",
+                    "95 % interval": f"{place.low:+.3g} to {place.high:+.3g}",
+                }
+                for name, place in one.places.items()
+            ]
+    return _table(lines)
+
+
+def _side(weights: Mapping[str, float]) -> str:
+    total = sum(weights.values())
+    if len(weights) == 1:
+        return next(iter(weights))
+    if len(set(weights.values())) == 1:
+        return "mean of " + ", ".join(weights)
+    return " + ".join(f"{weight / total:.2g} {row}" for row, weight in weights.items())
+
+
+def _table(lines: Sequence[Mapping[str, str]]) -> str:
+    shown = pd.DataFrame(lines).fillna("")
+    shown = shown.loc[:, (shown != "").any()].replace(r"\|", r"\\|", regex=True)
+    return shown.to_markdown(index=False, disable_numparse=True)

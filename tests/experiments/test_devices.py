@@ -1,0 +1,41 @@
+"""What a machine has for a run."""
+
+import pytest
+import torch
+
+from rst.experiments.devices import emulates_bfloat16
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, **has: bool) -> None:
+    """A machine with a processor of these instructions, and without a GPU."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_processor_with_any_instructions_for_bfloat16_emulates_nothing(
+    monkeypatch: pytest.MonkeyPatch, instructions: str
+) -> None:
+    processor(monkeypatch, avx2=True, **{instructions: True})
+    assert not emulates_bfloat16("cpu")
+
+
+@pytest.mark.parametrize(("device", "emulates"), [("cpu", True), ("auto", True), ("cuda", False), ("cuda:0", False)])
+def test_a_processor_without_them_emulates_bfloat16_for_the_runs_that_it_trains(
+    monkeypatch: pytest.MonkeyPatch, device: str, emulates: bool
+) -> None:
+    processor(monkeypatch, avx2=True, avx512_bf16=False)
+    assert emulates_bfloat16(device) == emulates
+
+
+def test_where_there_is_a_gpu_the_processor_trains_only_what_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not emulates_bfloat16("auto")
+    assert emulates_bfloat16("cpu")
+
+
+def test_a_torch_that_cannot_tell_is_taken_to_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not emulates_bfloat16("cpu")
