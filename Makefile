@@ -57,13 +57,17 @@ report: $(READY)  ## All tables and figures from the runs that are done, and a p
 	@$(BIN)/python scripts/report.py --page $(SETTINGS)
 
 test: $(READY)  ## The tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile -m 'not slow and not faults and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadfile -m 'not slow and not faults and not slurm and not integrations'
 
 test-slow: $(READY)  ## The tests that take minutes: full-size networks, torch.compile
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(READY)  ## Kills at random moments, full disks, and wrong input by the hundred
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults
+
+test-integrations: $(READY)  ## docs/integrations.md: trainers, adapters, other optimizers, export; installs them into .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[integrations]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadgroup -m integrations tests/integrations
 
 test-slurm: $(READY)  ## Runs as jobs of a real Slurm of one node: as root, after apt-get install slurm-wlm munge
 	$(BIN)/python -m pytest -m slurm tests/slurm
@@ -82,6 +86,6 @@ FORCE:
 	@$(PYTHON) -c 'import difflib, re, sys; target, *known = sys.argv[1:]; \
 	near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$$", r"0\1", target), known, 1, 0.8); \
 	sys.exit(f"there is no target {target}: " + (f"did you mean {near[0]}?" if near else "make help lists all."))' \
-	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm lint bench setup help
+	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench setup help
 
-.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm lint bench FORCE
+.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench FORCE

@@ -21,6 +21,16 @@ RngStates = list[tuple[torch.device, Tensor]]
 
 # The model ------------------------------------------------------------------------------------------------------------
 
+
+def check_module(model: object, call: str) -> None:
+    """Raise ValueError, with what to write instead, for a model that is no module, such as its parameters."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be the module that the loop calls, got {type(model).__name__}: write {call}(model, ...), "
+            "without .parameters()."
+        )
+
+
 _registrations = 0
 
 
@@ -45,11 +55,7 @@ class Parts:
     """
 
     def __init__(self, model: nn.Module, own_gradient: bool) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(
-                f"model must be the module that the loop calls, got {type(model).__name__}: write RST(model, ...), "
-                "without .parameters()."
-            )
+        check_module(model, "RST")
         self.model, self._own_gradient = model, own_gradient
         self._walked_at = -1
         self._modules: list[nn.Module] = []

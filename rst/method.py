@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_map_only
 from rst import guards
 from rst.checks import in_unit_interval, non_negative
 from rst.gate import ScheduleLike, make_gate
+from rst.misuse import ClosureCheck, StillWeights
 from rst.perturbation import EPSILON, Only, Vector, Weights
 from rst.schedules import AESAM
 from rst.variants import Closure, MicroBatch, Variant, variant_of
@@ -105,6 +106,7 @@ class RST:
         self._gate = make_gate(schedule, total_steps, seed)
         self._parts = guards.Parts(model, own_gradient=self._gate.may_open and not sync_perturbation)
         self._weights = Weights(self._parts, only, self.variant.needs_whole_parameters)
+        self._closures, self._still_weights = ClosureCheck(), StillWeights()
         self.gamma_ratio = non_negative("gamma_ratio", self._gate.ratio if gamma_ratio == "auto" else gamma_ratio)
 
     # The gate ---------------------------------------------------------------------------------------------------------
@@ -168,9 +170,11 @@ class RST:
 
         ``closure()`` runs the forward pass and returns the loss, or a tensor of losses, whose mean is the loss. For
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
-        Raises as `passes` does, and ValueError where such a closure returns anything but [n].
+        Raises as `passes` does, and ValueError where such a closure returns anything but [n], and any closure no tensor
+        with a gradient, or calls ``backward`` itself.
         """
         variant, clean = self.variant, torch.empty(0)
+        closure = self._closures.checked(closure, self._weights.parameters)
 
         def observe() -> None:
             alone = self._parts.gradient_sync(enabled=False)
@@ -188,6 +192,7 @@ class RST:
     def _start(self, advance: bool, share: float, scaler: GradScaler | None, observe: Callable[[], None]) -> Passes:
         self.restore()
         self._weights.look()
+        self._still_weights.look(self.t, self._weights.parameters)
         factor: Weight = in_unit_interval("share", share)
         if scaler is not None and scaler.is_enabled():
             factor = scaler.scale(torch.full((), share, device=self._weights.device))

@@ -46,6 +46,8 @@ def check_wrappers(modules: Sequence[nn.Module], own_gradient: bool) -> None:
     is_sharded = any(is_fully_sharded(module) for module in modules)
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in modules):
         raise ValueError("FullyShardedDataParallel runs no second forward pass: shard the model with fully_shard.")
+    if any(isinstance(inner, DistributedDataParallel) for outer in wrappers for inner in list(outer.modules())[1:]):
+        raise ValueError("DistributedDataParallel wraps a model that it has wrapped already: wrap it once.")
     if is_sharded and own_gradient:
         raise ValueError(
             "with fully_shard gradients arrive averaged over the ranks: give sync_perturbation=True, or use "

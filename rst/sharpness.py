@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from rst.checks import non_negative, positive_integer
-from rst.guards import keep_modules, replayed_rng, rng_states
+from rst.guards import check_module, keep_modules, replayed_rng, rng_states
 from rst.streams import stream
 
 Vector = list[Tensor]
@@ -80,6 +80,7 @@ def sharpness(
             not finite; an argument is out of its range.
         RuntimeError: a part of the model has no second derivative in torch.
     """
+    check_module(model, "sharpness")
     rho, tolerance = non_negative("rho", rho), non_negative("tolerance", tolerance)
     positive_integer("max_iterations", max_iterations)
     objective = _Objective(model, loss, data)
