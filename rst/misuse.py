@@ -71,8 +71,8 @@ class StillWeights:
 
     def look(self, t: int, parameters: Sequence[Tensor]) -> None:
         """At the start of step t, with the weights at θ."""
-        if self._is_done:
-            return
+        if self._is_done or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            return  # A graph that is being captured has no values to compare.
         if self._before is None:
             self._first_step, self._before = t, [_some(p).clone() for p in parameters]
         elif t >= self._first_step + self.STEPS:

@@ -53,7 +53,8 @@ MEANINGS = {
     "Time / SGD": "Time / SGD: training time over that without sharp steps, of runs with nothing else on their cores.",
     "Paper time": "Paper time: the paper's training time over that without sharp steps.",
     "Extra time / SAM": (
-        "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's, of runs with nothing else on their cores."
+        "Extra time / SAM: training time beyond SGD's over SAM's beyond SGD's, of runs with nothing else on their "
+        "cores."
     ),
 }
 """What the caption says of a column."""
