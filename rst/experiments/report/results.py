@@ -119,7 +119,8 @@ def results(table: Table) -> pd.DataFrame:
     (Δη), ``extra_propagations_closed_form`` (Δη by Table 2 of the paper), ``planned`` (the number of seeds).
     What came out: ``n`` (runs that are done), ``diverged`` (runs whose loss did not stay finite), ``mean`` and ``std``
     of the metric over those that are done (errors in percent; the standard deviation has n - 1 in the denominator),
-    ``extra_propagations_realised``, ``train_seconds``, ``train_seconds_std``.
+    ``extra_propagations_realised``, ``passes`` over a batch, ``train_seconds``, ``train_seconds_std``, ``timed`` (the
+    number of runs whose time counts: alone on their cores, and under one condition from start to end).
     The paper's: ``paper_mean paper_std`` (percent), ``paper_relative_time`` (its time over that without sharp steps).
     The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
     confidence interval by Welch's t-test), ``p_value`` (of that test, two-sided).
@@ -186,7 +187,7 @@ def _asked(cell: Cell, network: str, dataset: str) -> dict[str, Any]:
 def _measured(own: Collection[Outcome], metric: str) -> dict[str, Any]:
     """What came out of the runs of a cell; without a metric, its costs alone."""
     mean, std, n = _spread(own, metric)
-    seconds, seconds_std, _ = _spread(own, "train_seconds")
+    seconds, seconds_std, timed = _spread([one for one in own if one.conditions], "train_seconds")
     return {
         "n": n if metric else len(own),
         "mean": mean,
@@ -194,6 +195,8 @@ def _measured(own: Collection[Outcome], metric: str) -> dict[str, Any]:
         "extra_propagations_realised": _spread(own, "extra_propagations_realised")[0],
         "train_seconds": seconds,
         "train_seconds_std": seconds_std,
+        "timed": timed,
+        "passes": _spread(own, "propagations")[0],
     }
 
 

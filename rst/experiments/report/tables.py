@@ -47,6 +47,7 @@ MEANINGS = {
     "Paper [%]": "Paper: as printed (`results/paper/<paper>.csv`), empty where its text has no number.",
     "Difference": "Difference: our mean less the paper's.",
     "95 % interval": "95 % interval: of the difference, by Welch's t-test, with the paper's n = 5 (ImageNet: 3).",
+    "Passes": "Passes: forward-backward passes over a batch in the whole training, whose number of steps differs.",
     "Δη expected": "Δη: extra passes a step.",
     "Δη by steps": "Δη: extra passes a step, as the mean of p(t) over the steps and by the formula for many steps.",
     "γ_rst / ρ": "γ_rst / ρ = p c: the regularisation in units of ρ.",
@@ -149,7 +150,10 @@ def _errors(frame: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    steps = (frame["passes"] / (1 + frame["extra_propagations_realised"])).round(6)
+    differ = steps.groupby([frame["network"], frame["dataset"]]).transform("nunique") > 1
     return {
+        "Passes": _text(frame["passes"].where(differ), "{:,.0f}"),
         "Δη expected": _text(frame["extra_propagations_expected"], "{:.2f}"),
         "Δη realised": _text(frame["extra_propagations_realised"], "{:.3f}"),
         "Time / SGD": _text(frame["relative_time"], "{:.2f}"),

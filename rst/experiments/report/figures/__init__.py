@@ -24,7 +24,7 @@ FIGURES = {
 MARKS = {
     "error_over_cost": (
         "Points: mean test error over seeds after the last epoch, with its 95 % t interval; the area of a point is "
-        "proportional to the training time. Lower left is where one wants to be: a small error at a small cost."
+        "proportional to the passes over a batch. Lower left is where one wants to be: a small error at a small cost."
     ),
     "summary": (
         "Points: mean test error over seeds after the last epoch, with its 95 % t interval. Points at one cost stand "

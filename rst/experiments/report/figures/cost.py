@@ -35,7 +35,7 @@ from rst.experiments.tables.expansion import Table
 ENDS = "s^hd"
 """Hollow markers for the rows without a family: SGD and SAM, the ends of every line."""
 LARGEST = 34.0
-"""The area of the marker of the longest training, in square points. Other areas are proportional to training time."""
+"""The area of the marker of the longest training, in square points. Other areas are proportional to the passes."""
 SIDES = (-0.06, 1.06)
 """The limits of an x axis of Δη or of a parameter: both lie in [0, 1]."""
 BESIDE = 0.018
@@ -69,7 +69,7 @@ def error_over_cost(table: Table) -> Figure:
 
     Families share a panel, so that they can be compared at equal cost. A family whose rows all have the same Δη is
     drawn over its parameter instead, with SGD and SAM as horizontal lines. The area of a marker is proportional to the
-    training time.
+    passes over a batch.
     """
     plot = _plot(table)
     figure = _draw(plot, lines=True)
@@ -94,7 +94,7 @@ def summary(table: Table) -> Figure:
 
 def _plot(table: Table) -> Plot:
     data = data_of(table)
-    data = data.assign(x=abscissa(table, data), area=LARGEST * data["train_seconds"] / data["train_seconds"].max())
+    data = data.assign(x=abscissa(table, data), area=LARGEST * data["passes"] / data["passes"].max())
     families = families_of(data)
     parameters = {name: parameter_at_one_cost(data[data["group"] == name]) for name in families if not table.x}
     at_one_cost = {name: parameter for name, parameter in parameters.items() if parameter and name}
@@ -188,16 +188,9 @@ def _keys_of_ends(plot: Plot) -> list[Line2D]:
 
 
 def _keys_of_areas(data: pd.DataFrame) -> list[Line2D]:
-    """Entries for the shortest and the longest training time, with markers of their areas."""
+    """Entries for the fewest and the most passes, with markers of their areas."""
     known = data.dropna(subset="area").sort_values("area")
     return [
-        key(f"area: {_duration(seconds)} of training", color="0.6", marker="o", markersize=area**0.5, linestyle="none")
-        for seconds, area in known[["train_seconds", "area"]].iloc[[0, -1] if len(known) else []].to_numpy()
+        key(f"area: {passes:,.0f} passes", color="0.6", marker="o", markersize=area**0.5, linestyle="none")
+        for passes, area in known[["passes", "area"]].iloc[[0, -1] if len(known) else []].to_numpy()
     ]
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -53,7 +53,7 @@ def data_of(table: Table) -> pd.DataFrame:
     paper_n = lines["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
     return lines.assign(
         half=half_interval(lines["std"], lines["n"]),
-        half_seconds=half_interval(lines["train_seconds_std"], lines["n"]),
+        half_seconds=half_interval(lines["train_seconds_std"], lines["timed"]),
         paper_half=half_interval(lines["paper_std"], paper_n),
     )
 
