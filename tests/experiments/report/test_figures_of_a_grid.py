@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from made_up_runs import finished, moved, table_files, values
+from made_up_runs import CPU, finish, finished, moved, table_files, values
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
@@ -104,10 +104,18 @@ def test_a_figure_without_runs_says_how_to_get_them(load: Load, kind: str, tmp_p
     assert "no runs yet:\nmake grid" in texts(draw(moved(as_if(load(), kind), tmp_path)))
 
 
+def test_a_figure_of_times_says_how_to_get_them_where_no_run_was_alone(load: Load, tmp_path: Path) -> None:
+    table = moved(as_if(load(), "extra_time"), tmp_path)
+    for run in table.runs:
+        finish(run, on=CPU | {"alone": False}, train_seconds=1 + run.spec.mean_p)
+    said = "no run was alone on its cores:\npython scripts/sweep.py grid scale=paper force=true"
+    assert said in texts(draw(table))
+
+
 @pytest.mark.parametrize("kind", ["error_over_cost", "summary", "heatmap"])
 def test_a_figure_that_lacks_runs_says_how_many_it_has(load: Load, kind: str, tmp_path: Path) -> None:
     table = finished(moved(as_if(load(), kind), tmp_path), runs=3)
-    assert "n = 0/2 to 2/2" in texts(draw(table))
+    assert "n = 0 to 2/2" in texts(draw(table))
     if kind == "heatmap":
         assert "\nn = 0/2\n" in texts(draw(table))
         assert "5.20\nn = 1/2" in texts(draw(table))

@@ -1,4 +1,4 @@
-"""The x axis of figures of errors: Δη, the passes, a parameter of the schedules, or any number of the config."""
+"""The x axis of figures of errors: the cost Δη, a parameter of the schedules, or any number of the config."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,8 +11,6 @@ from rst.experiments.tables.expansion import Cell, Table
 COST = "extra_propagations_expected"
 REALISED = "extra_propagations_realised"
 COST_LABEL = r"$\Delta\eta$, extra passes a step"
-PASSES = "passes"
-"""The ``x`` of a table whose runs have different numbers of steps: passes over a batch, in units of the fewest."""
 PARAMETERS = {
     "a": "$a$, $p$ in the first half",
     "b": "$b$, $p$ at the first step",
@@ -24,7 +22,7 @@ FAR = 10
 
 def check_x(table: Table) -> None:
     """Raise `InputError` if the table's ``x`` is no key of its runs, or has no number in one that has sharp steps."""
-    if table.x not in ("", PASSES):
+    if table.x:
         for cell in table.cells:
             value_of(table, cell)
 
@@ -50,8 +48,6 @@ def value_of(table: Table, cell: Cell) -> float:
 
 def abscissa(table: Table, data: pd.DataFrame) -> "pd.Series[float]":
     """The x of each line: the table's key, or Δη; realised Δη where no p(t) says it before the training."""
-    if table.x == PASSES:
-        return data["passes"] / data.groupby(["network", "dataset"])["passes"].transform("min")
     if table.x:
         return data["cell"].map(lambda cell: value_of(table, cell)).astype(float)
     return data[COST].fillna(data[REALISED])
@@ -59,7 +55,7 @@ def abscissa(table: Table, data: pd.DataFrame) -> "pd.Series[float]":
 
 def label_of(table: Table) -> str:
     """The label of that axis."""
-    return "passes / those of the cheapest" if table.x == PASSES else table.x or COST_LABEL
+    return table.x or COST_LABEL
 
 
 def is_wide(x: Sequence[float]) -> bool:

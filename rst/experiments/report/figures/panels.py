@@ -90,12 +90,15 @@ def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> 
     """Whether the panel has a value. Its title then gets the number of runs; else it shows how to get some."""
     if own[value].isna().all():
         text = f"no runs yet:\n{command_of(table)}"
+        if own["n"].any():
+            scale = table.cells[0].spec.scale
+            text = f"no run was alone on its cores:\npython scripts/sweep.py {table.name} scale={scale} force=true"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=SOFT)
         ax.tick_params(labelleft=False)
         return False
     least, most, planned = own["n"].min(), own["n"].max(), own["planned"].max()
     of = f"/{planned}" if least < planned else ""
-    label = f"n = {least}{of}" if least == most else f"n = {least}{of} to {most}{of}"
+    label = f"n = {least}{of}" if least == most else f"n = {least} to {most}{of}"
     ax.set_title(label, loc="right", fontsize="small", color=SOFT)
     return True
 
