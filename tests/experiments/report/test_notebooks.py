@@ -69,8 +69,8 @@ def test_figures_are_drawn_in_the_folder_of_the_notebook_whichever_runs_are_miss
     if 9 in figures:
         assert "make figure09 SCALE=digits" not in drawings(notebook)[-1]
         *_, numbers = notebook.cells[-1].outputs
-        assert numbers.data["text/plain"].count("(n = 1)") == 14
-        assert numbers.data["text/plain"].count("n = 0/1") == 13
+        assert numbers.data["text/plain"].count("n = 1/5") == 14
+        assert numbers.data["text/plain"].count("n = 0/5") == 13
 
 
 def test_a_figure_without_records_says_how_to_get_them_in_the_root_of_the_project(run: Run) -> None:
