@@ -294,6 +294,8 @@ def sentence_of(error: Exception) -> str:
     sentence = one_sentence(error)
     if sentence.startswith("Config group override must be"):
         return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
+    if gone := re.match(r"Error resolving interpolation '\$\{scale\}/\$\{(\w+)\}'", sentence):
+        return f"{gone[1]} is missing: leave ~{gone[1]} out."
     unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
     return unknown_key(unknown[1]) if unknown else sentence
 

@@ -44,7 +44,7 @@ def model_config(name: str, slim: bool = False) -> DictConfig:
     config = OmegaConf.load(CONFIGS / f"{name}.yaml")
     config.pop("defaults", None)
     slim_file = SLIM / f"{name}.yaml"
-    return OmegaConf.merge(config, OmegaConf.load(slim_file)) if slim and slim_file.exists() else config
+    return OmegaConf.merge(config, OmegaConf.load(slim_file).model) if slim and slim_file.exists() else config
 
 
 def build(name: str, slim: bool = False, num_classes: int = 10, channels: int = 3, image_size: int = 0) -> nn.Module:

@@ -79,13 +79,14 @@ def test_a_forward_pass_has_the_published_number_of_multiply_adds(name: str) -> 
         assert (multiply_adds - on_padding) / 1e9 == pytest.approx(authors, rel=0.02)
 
 
-def test_every_file_of_configs_model_has_its_numbers_here() -> None:
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == NAMES == sorted(MULTIPLY_ADDS)
+def test_every_network_of_configs_model_has_its_numbers_here() -> None:
+    libraries = {"timm", "torchvision"}  # whose networks are chosen by name
+    assert sorted({path.stem for path in CONFIGS.glob("*.yaml")} - libraries) == NAMES == sorted(MULTIPLY_ADDS)
 
 
 @pytest.mark.parametrize("path", sorted(SLIM.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_slim_network_has_the_same_kinds_of_layers_and_less_than_half_the_parameters(path: Path) -> None:
-    assert set(OmegaConf.load(path)) <= set(model_config(path.stem))
+    assert set(OmegaConf.load(path).model) <= set(model_config(path.stem))
     slim, full = build(path.stem, slim=True), build_without_memory(path.stem, 10)
     assert {type(module) for module in slim.modules()} == {type(module) for module in full.modules()}
     assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in full.parameters()) / 2

@@ -118,7 +118,7 @@ def test_a_table_of_imported_records_has_the_numbers_of_the_runs_own(elsewhere, 
     def table(record: Record) -> Table:
         spec = record.spec
         cell = Cell("table03", "", "", "RST", "", False, {}, spec, [PlannedRun(spec, record)])
-        return Table("table03", "", "table", ["test_error"], "", [cell])
+        return Table("table03", "", "table", ["test_error"], "", "", "", [cell])
 
     imported = results(table(Record(runs / elsewhere.record.id)))
     assert list(imported["n"]) == [1]

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from rst.experiments.report.claims import Compared, Verdict
 from rst.experiments.report.figures import STYLE
-from rst.experiments.report.figures.panels import WIDTH, key, legend
+from rst.experiments.report.figures.panels import PALETTE, WIDTH, key, legend
 
-COLOURS = {"holds": "C1", "fails": "C2", "undecided": "0.45", "not run": "0.45"}
+COLOURS = {"holds": PALETTE[0], "fails": PALETTE[1], "undecided": "0.45", "not run": "0.45"}
 MARKERS = {"holds": "o", "fails": "X", "undecided": "s"}
 SIDES = (-1.25, 1.25)
 """The limits of the x axis; what lies beyond has its mark on the border."""
@@ -33,7 +33,7 @@ def forest(verdicts: Sequence[Verdict], title: str) -> Figure:
         lines += [(verdict, one) for one in verdict.compared] or [(verdict, None)]
     with mpl.style.context(STYLE):
         figure = Figure(figsize=(WIDTH, LINE * len(lines) + 1.6))
-        figure.suptitle(title)
+        figure.suptitle(title, x=0.01, ha="left")
         ax = figure.subplots()
         for y, (verdict, one) in enumerate(lines):
             if one is None:
