@@ -1,6 +1,5 @@
 """The overview of a scale as Markdown, with every table and figure inline: results are read where the code is."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rst.experiments.report.contents import common_folder, done_of, files_of, he
 from rst.experiments.report.labels import images_of
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, scale_of, title_of
 from rst.experiments.report.tables import caption, markdown, readable, wrapped
-from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.report.verdict import VerdictLine, counted
 from rst.experiments.tables.expansion import Table, runs_of
 
 FEW = 12
@@ -44,8 +43,8 @@ def _head(tables: Sequence[Filled]) -> str:
     scale = next(filter(None, map(scale_of, tables)), "")
     done = len({name for table in tables for name, outcome in table.outcomes.items() if not outcome.diverged})
     lines = [f"# Results{f' at scale {scale}' if scale else ''}: {images_of(cells) or 'formulas'}", ""]
-    lines += [f"{done:,} of {len(runs):,} runs are done. One page with all of this and links to the records: "
-              "[report.html](report.html)."]  # fmt: skip
+    lines += [f"{done:,} of {len(runs):,} runs are done. `make report{f' SCALE={scale}' if scale else ''}` also writes "
+              "`report.html`, one page with all of this and links to the records of your own runs."]  # fmt: skip
     if not of_the_paper(cells):
         lines += ["", "**Not the paper's setting:** images, networks and epochs differ from the paper's, so that its "
                   "numbers are not shown beside these."]  # fmt: skip
@@ -55,8 +54,7 @@ def _head(tables: Sequence[Filled]) -> str:
 def _verdicts(verdicts: Sequence[VerdictLine]) -> list[str]:
     if not verdicts:
         return []
-    counts = Counter(verdict.outcome for verdict in verdicts).most_common()
-    said = ", ".join(f"{count} {outcome}" for outcome, count in counts)
+    said = ", ".join(words for _, words in counted(verdicts))
     lines = [
         f"- **{verdict.outcome}**: {verdict.claim}{f' ([evidence]({verdict.evidence}))' if verdict.evidence else ''}"
         for verdict in verdicts

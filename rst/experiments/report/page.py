@@ -23,7 +23,7 @@ from rst.experiments.report.labels import datasets_of, images_of, network_of, ne
 from rst.experiments.report.records import Outcome
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
 from rst.experiments.report.tables import best_rows, caption, readable
-from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.report.verdict import VerdictLine, counted
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
 FEW = 12
@@ -70,7 +70,7 @@ def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path
         seeds=_seeds(runs),
         networks=list(dict.fromkeys(network_of(cell) or cell.spec.network for cell in cells if cell.runs)),
         verdicts=verdicts,
-        outcomes=Counter(verdict.outcome for verdict in verdicts).most_common(),
+        outcomes=counted(verdicts),
         headline=first.name if first else "",
         sections=[_section(table, folder) for table in tqdm(filled, desc="page", unit="table", disable=None)],
         environment=_environment(done),

@@ -1,5 +1,7 @@
 """What a page opens with: the verdict on each claim at its scale."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -13,3 +15,10 @@ class VerdictLine:
     """"holds", "fails", "undecided" or "not run"."""
     evidence: str = ""
     """Where the evidence stands: an address relative to the folder of the scale; empty for none."""
+
+
+def counted(verdicts: Sequence[VerdictLine]) -> list[tuple[str, str]]:
+    """The outcomes, the most frequent first, each with its number in words: ("holds", "13 hold")."""
+    plural = {"holds": "hold", "fails": "fail"}
+    counts = Counter(verdict.outcome for verdict in verdicts).most_common()
+    return [(outcome, f"{n} {plural.get(outcome, outcome) if n > 1 else outcome}") for outcome, n in counts]

@@ -8,7 +8,7 @@ from made_up_runs import finished, table_files
 
 from rst.experiments.report import index
 from rst.experiments.report.files import write
-from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.report.verdict import VerdictLine, counted
 from rst.experiments.tables.expansion import Table, load_table
 
 FILES = {
@@ -71,3 +71,13 @@ def test_at_the_papers_scale_the_file_beside_the_hand_written_one_has_a_name_of_
     with table_files(tmp_path, FILES):
         table = load_table("table01", [f"paths.runs={tmp_path}/runs"])
     assert index.write([table]) == tmp_path / "paper.md"
+
+
+def test_several_claims_of_one_outcome_are_counted_in_the_plural() -> None:
+    lines = [
+        VerdictLine("a", "holds"),
+        VerdictLine("b", "holds"),
+        VerdictLine("c", "fails"),
+        VerdictLine("d", "not run"),
+    ]
+    assert counted(lines) == [("holds", "2 hold"), ("fails", "1 fails"), ("not run", "1 not run")]
