@@ -108,7 +108,7 @@ def test_a_figure_of_times_says_how_to_get_them_where_no_run_was_alone(load: Loa
     table = moved(as_if(load(), "extra_time"), tmp_path)
     for run in table.runs:
         finish(run, on=CPU | {"alone": False}, train_seconds=1 + run.spec.mean_p)
-    said = "no run was alone on its cores:\npython scripts/sweep.py grid scale=paper force=true"
+    said = "no run was alone on its cores:\nscripts/runs.py remove, then make grid"
     assert said in texts(draw(table))
 
 

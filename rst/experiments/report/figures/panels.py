@@ -91,8 +91,7 @@ def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> 
     if own[value].isna().all():
         text = f"no runs yet:\n{command_of(table)}"
         if own["n"].any():
-            scale = table.cells[0].spec.scale
-            text = f"no run was alone on its cores:\npython scripts/sweep.py {table.name} scale={scale} force=true"
+            text = f"no run was alone on its cores:\nscripts/runs.py remove, then {command_of(table)}"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=SOFT)
         ax.tick_params(labelleft=False)
         return False
