@@ -60,7 +60,10 @@ def _named(loss: object) -> str:
 
 
 class StillWeights:
-    """Warns once if no weight has changed in the first steps, as where the optimizer has other parameters."""
+    """Warns once if no weight has changed in the first steps, as where the optimizer has other parameters.
+
+    It looks at weights in the memory of the host alone: on a GPU the host would have to wait, as it does in no step.
+    """
 
     STEPS = 10  # A loss scaler may skip the first few.
 
@@ -71,8 +74,8 @@ class StillWeights:
 
     def look(self, t: int, parameters: Sequence[Tensor]) -> None:
         """At the start of step t, with the weights at θ."""
-        if self._is_done or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            return  # A graph that is being captured has no values to compare.
+        if self._is_done or any(p.device.type != "cpu" for p in parameters[:1]):
+            return
         if self._before is None:
             self._first_step, self._before = t, [_some(p).clone() for p in parameters]
         elif t >= self._first_step + self.STEPS:
