@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 
 import rst
 
@@ -67,6 +68,7 @@ python_use_unqualified_type_names = True
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", prepare)
+    app.connect("autodoc-process-docstring", check_attribute, priority=999)
     app.connect("build-finished", name_front_page)
 
 
@@ -79,6 +81,12 @@ def prepare(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += CONTENTS
     if "/tables/" in page:  # The README of their folder has links to them.
         source[0] = "---\norphan: true\n---\n" + source[0]
+
+
+def check_attribute(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Warn where Napoleon, which ran before, took what stands before a colon for the type of an attribute."""
+    if what in ("attribute", "property") and any(line.startswith(":type:") for line in lines):
+        getLogger(__name__).warning("the docstring of %s has a colon in its first line", name)
 
 
 def name_front_page(app: Sphinx, error: Exception | None) -> None:

@@ -38,7 +38,7 @@ class Sharpness:
     lambda_max: float
     """The largest eigenvalue of the Hessian ∇²L(θ); below 0 where all eigenvalues are."""
     iterations: int
-    """How many products of the Hessian with a vector ``lambda_max`` took: each is one pass over the data."""
+    """How many products of the Hessian with a vector ``lambda_max`` took, each of which is one pass over the data."""
     converged: bool
     """Whether ``lambda_max`` met the tolerance; if not, it is the latest estimate, which is too low if anything."""
 
@@ -75,12 +75,12 @@ def sharpness(
             data are one batch, a scalar is taken as well.
         data: the batches, such as a DataLoader, or ``[batch]`` for a single one. They are iterated once for each of
             the two losses and each product, and must be the same each time.
-        rho: radius ρ >= 0 of the perturbation.
+        rho: radius ρ >= 0 of the perturbation, in units of the weights.
         tolerance: ``lambda_max`` = vᵀHv has converged where ‖Hv - lambda_max v‖ is at most this share of
             ``|lambda_max|``, or its square as a share of ‖H‖. Some eigenvalue is then that near, and ``lambda_max`` is
             usually much nearer, since its error is of second order.
         max_iterations: the most products, from 1.
-        seed: of the random vector that the iteration starts from.
+        seed: any integer, of the random vector that the iteration starts from.
 
     Raises:
         ValueError: there are no data, no trainable parameters, or losses of another shape; a loss or a derivative is
