@@ -305,6 +305,23 @@ class RST:
         self.forward_passes += forward
         self.backward_passes += backward
 
+    def count_replayed_step(self) -> None:
+        """Count step t as done: its passes were not run here but replayed, as from a captured CUDA graph.
+
+        The graph is that of another `RST` of the same model, whose schedule is `rst.schedules.always` or
+        `rst.schedules.never`, as `sharp` says. Raises ValueError where the clean pass decides that, and for a variant
+        with a state or a choice of samples, whose sharp steps are not all alike.
+        """
+        self.restore()
+        sharp, variant = self.sharp, self.variant
+        if sharp is None or (sharp and (variant.needs_per_sample_loss or variant.state_dict())):
+            raise ValueError("steps that are not all alike cannot be replayed: run their passes one by one.")
+        passes = 1 + sharp * variant.extra_passes
+        self._count(passes, passes)
+        self._plain_passes += 1
+        self.sharp_steps += sharp
+        self.t += 1
+
     def restore(self) -> None:
         """End passes that are still open, as after an error in a notebook: θ + ε becomes θ again, and t stays."""
         passes = self._open() if self._open is not None else None
