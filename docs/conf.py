@@ -74,7 +74,7 @@ def setup(app: Sphinx) -> None:
 
 def prepare(app: Sphinx, page: str, source: list[str]) -> None:
     """Give the README its contents, and anchors in HTML a form that MyST knows, with names unique in the site."""
-    for anchor in re.findall(r'<a id="(\w+)"></a>', source[0]):
+    for anchor in re.findall(r'<a id="([\w-]+)"></a>', source[0]):
         name = f"{page}/{anchor}".lower()
         source[0] = source[0].replace(f'<a id="{anchor}"></a>', f"({name})=").replace(f"(#{anchor})", f"(#{name})")
     if page == root_doc:
