@@ -1,6 +1,5 @@
 """The runs of tables on this machine, several at a time."""
 
-import gc
 import json
 import os
 import signal
@@ -249,18 +248,8 @@ def _set_up_worker(threads: int, gpus: str | None) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def free_the_run_before() -> None:
-    """Free what the run before has left in this process, and let later collections pass over what still exists.
-
-    These are imported modules, whose visit at every collection would take a fifth of a second.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def _train(spec: RunSpec) -> str | None:
     """Train one run in a worker; return why it failed, if it did. Raises `Locked` where another process trains it."""
-    free_the_run_before()
     try:
         train(spec, show_progress=False)
     except Locked:
