@@ -17,6 +17,14 @@ from rst.experiments.tables.expansion import Cell, PlannedRun, Table, load_table
 SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
 """The overrides of tables whose runs are on digits, by the smallest network."""
 
+ALONE = f"""
+title: Without the paper
+seeds: 2
+overrides: {SMALL}
+rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
+"""
+"""A table that has none of the paper's numbers beside its own."""
+
 CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None, "alone": True}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_up_runs import CPU, SMALL, Load, finish, finished, loading, standing_in
+from made_up_runs import ALONE, CPU, SMALL, Load, finish, finished, loading, standing_in
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import records
@@ -19,12 +19,7 @@ from rst.experiments.report.results import folder_of, results
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
 FILES = {
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "other": f"""
         title: A network with other keys
         seeds: 1

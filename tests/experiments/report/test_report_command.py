@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import SMALL, standing_in
+from made_up_runs import ALONE, SMALL, standing_in
 
 from rst.experiments.report.files import write
 from rst.experiments.report.results import fill, results
@@ -15,12 +15,7 @@ from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
 FILES = {
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "times": f"""
         title: Times alone
         seeds: 1

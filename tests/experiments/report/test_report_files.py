@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import SMALL, Load, finish, loading, standing_in
+from made_up_runs import ALONE, SMALL, Load, finish, loading, standing_in
 
 from rst.experiments.report import tables
 from rst.experiments.report.results import folder_of, results
@@ -28,12 +28,7 @@ FILES = {
             networks: {{ViT-B16: [recipe.epochs=1200]}}
             rows: {{SAM: [scheme=sam]}}
         """,
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "formulas": f"""
         title: Formulas alone
         seeds: 0

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from made_up_runs import CPU, SMALL, Load, finish, loading, standing_in
+from made_up_runs import ALONE, CPU, SMALL, Load, finish, loading, standing_in
 from scipy import stats
 
 from rst.experiments.errors import InputError
@@ -38,12 +38,7 @@ FILES = {
             networks: {{ViT-B16: [recipe.epochs=1200]}}
             rows: {{SAM: [scheme=sam]}}
         """,
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "families": f"""
         title: The same row in two families
         seeds: 1
