@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from rst.experiments.files import write_atomically
-from rst.experiments.report.labels import dataset_of, network_of
+from rst.experiments.report.labels import dataset_of, network_of, unlike_the_paper
 from rst.experiments.report.results import folder_of, of_the_paper, results, scale_of, stem_of, title_of
 from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
@@ -197,9 +197,8 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
             f"{scale}seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
         ]
         if not of_the_paper(cells):
-            sentences += [
-                "Images, networks and epochs are not the paper's, so that its numbers are not shown beside these."
-            ]
+            what = unlike_the_paper(cells).capitalize()
+            sentences += [f"{what} are not the paper's, so that its numbers are not shown beside these."]
     else:
         sentences = [f"T = {_said(cells, lambda cell: f'{cell.spec.total_steps:,}')} steps; {scale}".strip("; ") + "."]
     sentences += [text.replace("<paper>", table.paper) for header, text in MEANINGS.items() if header in shown]
