@@ -121,9 +121,12 @@ def read(file: Path) -> dict[str, Line]:
     fix = f"git checkout {file.name}, or delete the file to write it anew from the records"
     try:
         with file.open(encoding="utf-8", newline="") as text:
-            lines = list(csv.DictReader(text, strict=True))
+            reader = csv.DictReader(text, strict=True)
+            lines, columns = list(reader), reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file} cannot be read ({error}): {fix}.") from error
+    if not {"id", "outcome"} <= {*columns}:  # What is written here has them even without a line.
+        raise InputError(f"{file}, line 1 is damaged or of an older version: {fix}.")
     for i, line in enumerate(lines, start=2):
         if None in line or None in line.values() or line.get("outcome") not in OUTCOMES or not line.get("id"):
             raise InputError(f"{file}, line {i} is damaged or of an older version: {fix}.")

@@ -260,7 +260,10 @@ def test_a_number_that_nobody_knows_is_an_empty_cell(load: Load) -> None:
 DAMAGED = {
     "a line that is cut off": (lambda text: text[:-40], "line 2 is damaged or of an older version"),
     "a letter in a number": (lambda text: text.replace("2.125", "2.l25"), "line 2, test_error: 2.l25 is not a number"),
-    "no column for the outcome": (lambda text: text.replace("outcome", "end"), "line 2 is damaged or of an older"),
+    "no column for the outcome": (lambda text: text.replace("outcome", "end"), "line 1 is damaged or of an older"),
+    "nothing left": (lambda text: "", "line 1 is damaged or of an older version: git checkout records.csv"),
+    "another file in its place": (lambda text: "# notes\n", "line 1 is damaged or of an older version"),
+    "signs of a merge": (lambda text: text + "<<<<<<< HEAD\n", "line 3 is damaged or of an older version"),
 }
 
 
