@@ -307,9 +307,13 @@ REFUSED_AT_THE_START = [
     ("model=torchvision model.name=resnet18 +model.norm_layer=x", "): leave that out, or take another dataset.image_"),
     ("model=timm model.name=vit_tiny_patch16_224 dataset.image_size=8", "does not take images of dataset.image_size=8"),
     ("model=torchvision model.name=alexnet", "model.name=alexnet does not take images of dataset.image_size=32"),
-    ("model.pretrained=true", "model.pretrained=true, but there are no weights of wrn10_1 to download: write model.pre"),
+    (
+        "model.pretrained=true",
+        "model.pretrained=true, but there are no weights of wrn10_1 to download: write model.pre",
+    ),
     ("model.pretrained={tmp}/text.pt", "{tmp}/text.pt has no weights that torch.load can read"),
     ("model.pretrained={tmp}/list.pt", "{tmp}/list.pt has no weights by name: save model.state_dict()."),
+    ("model.pretrained={tmp}/numbers.pt", "{tmp}/numbers.pt has no weights by name: save model.state_dict()."),
     ("model.pretrained={tmp}/other.pt", "{tmp}/other.pt does not fit the network: weight is [3, 4] there and missing"),
     ("model.pretrained={tmp}/list.pt model.pretrained_digest=abc", "not model.pretrained_digest=abc"),
 ]
@@ -321,6 +325,7 @@ def test_what_shows_only_when_the_network_is_built_is_refused_before_a_record_is
 ) -> None:
     (tmp_path / "text.pt").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbers.pt")
     saved(torch.nn.Linear(4, 3), tmp_path / "other.pt")
     spec = own(*words.format(tmp=tmp_path).split())
     assert sentence.format(tmp=tmp_path) in refusal(lambda: train(spec, show_progress=False))

@@ -178,7 +178,8 @@ dataset.label_noise=-1  paths.cache=null  recipe.batch_size=13
 recipe.perturbation_batch=5  model.num_classes=2  model.in_channels=1  model=resnet50 dataset.image_size=8
 model=vit_ti dataset.image_size=30  model=timm model.name=resnet10t model.num_classes=5
 model=timm model.name=vit_tiny_patch16_224 dataset.image_size=8  model=torchvision model.name=alexnet
-model=torchvision model.name=mobilenet_v3_small model.pretrained=true  model=torchvision model.name=vit_b_32 +model.image_size=31
+model=torchvision model.name=mobilenet_v3_small model.pretrained=true
+model=torchvision model.name=vit_b_32 +model.image_size=31
 model=torchvision model.name=fasterrcnn_resnet50_fpn  model=torchvision model.name=resnet18 +model.nothing=1
 augmentation=cutout augmentation.cutout=99
 """)
@@ -261,7 +262,9 @@ COMMANDS = {
         *commands("two --workers 1.5  scale=smoke  scale=huge two  nothing  two nothing  ../tables/two  two.yaml"),
         *commands("/etc/passwd  ünï  two two nothing  TWO  .  *  tables  figures  two --dry-run --dry-run=1"),
         *commands("two --launcher nothing  two -n 2"),
-        *commands("claims scale=cpu  claims nothing  grst-helps nothing  grst-helps scale=huge  claims two --workers 0"),
+        *commands(
+            "claims scale=cpu  claims nothing  grst-helps nothing  grst-helps scale=huge  claims two --workers 0"
+        ),
         *commands("grst-helps seed=1,2  claims --workers 1 --launcher slurm  grst  GRST-HELPS  grst-helps.yaml"),
         *([], ["two", "--workers", ""], ["two", "--workers", "9" * 30, "scale=x"], ["two\n"], ["tw\x00o"]),
         *ODD_NAMES,
