@@ -69,6 +69,12 @@ test-integrations: $(READY)  ## docs/integrations.md: trainers, adapters, other 
 	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[integrations]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(WORKERS),auto) --dist loadgroup -m integrations tests/integrations
 
+docs: $(READY)  ## A site of the pages and the docstrings, in build/docs; installs Sphinx into .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[docs]'
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/docs
+	@echo 'The site is build/docs/index.html.'
+
 test-slurm: $(READY)  ## Runs as jobs of a real Slurm of one node: as root, after apt-get install slurm-wlm munge
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
@@ -86,6 +92,6 @@ FORCE:
 	@$(PYTHON) -c 'import difflib, re, sys; target, *known = sys.argv[1:]; \
 	near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$$", r"0\1", target), known, 1, 0.8); \
 	sys.exit(f"there is no target {target}: " + (f"did you mean {near[0]}?" if near else "make help lists all."))' \
-	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench setup help
+	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm test-integrations docs lint bench setup help
 
-.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations lint bench FORCE
+.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations docs lint bench FORCE

@@ -24,6 +24,15 @@ class TrainerMixin(_Trainer):
 
     Attributes:
         method: the `rst.RST` of the training that runs, or ran last; None before.
+
+    Example:
+        >>> class SharpTrainer(rst.integrations.TrainerMixin):  # and Trainer after it
+        ...     def make_method(self, model, total_steps):
+        ...         tail = rst.schedules.tail(0.25)
+        ...         return rst.RST(model, rho=0.05, schedule=tail, total_steps=total_steps)
+        >>> method = SharpTrainer().make_method(torch.nn.Linear(2, 1), total_steps=100)
+        >>> method.expected_extra_propagations
+        0.25
     """
 
     method: RST | None = None
@@ -35,7 +44,9 @@ class TrainerMixin(_Trainer):
 
         Args:
             model: the model that the Trainer calls: with several processes, wrapped.
-            total_steps: T, the number of optimizer steps of the training.
+            total_steps: T >= 1, the number of optimizer steps of the training.
+
+        Raises NotImplementedError where the subclass does not define it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} needs make_method: def make_method(self, model, total_steps): return rst.RST(...)."

@@ -1,12 +1,12 @@
 """The method: Randomized Sharpness-Aware Training (RST) and its general form, G-RST.
 
 At every step t a gate X_t ~ Bernoulli(p(t)) decides whether the step is sharp. With the clean gradient g = ∇L(θ), the
-perturbed gradient g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step is (eq. 5, 7 and 9)
+perturbed gradient g_s = ∇L(θ + ρ g/‖g‖) and the ratio c = γ/ρ, the gradient of the step is (eq. 5, 7 and 9)::
 
     g_t = g                      if X_t = 0      one pass
     g_t = (1 - c) g + c g_s      if X_t = 1      two passes
 
-where a pass is one forward and one backward propagation. The schemes of the paper differ in p(t) and c (Table 5):
+where a pass is one forward and one backward propagation. The schemes of the paper differ in p(t) and c (Table 5)::
 
     scheme    p(t)            c = γ/ρ
     SGD       0               -
@@ -46,13 +46,21 @@ _COUNTERS = ("t", "sharp_steps", "forward_passes", "backward_passes", "_plain_pa
 class RST:
     """Randomized sharpness-aware training of a model, in a training loop of your own.
 
-        for weight in method.passes():                  # one pass, or two on a sharp step
-            loss = criterion(model(x), y)
-            (weight * loss).backward()
-        optimizer.step(); optimizer.zero_grad()
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> half = rst.schedules.constant(0.5)
+        >>> method = rst.RST(model, rho=0.05, schedule=half, gamma_ratio="auto")
+        >>> for x in torch.ones(9, 8, 2):
+        ...     for weight in method.passes():  # one pass, or two on a sharp step
+        ...         loss = model(x).square().mean()
+        ...         (weight * loss).backward()
+        ...     optimizer.step(); optimizer.zero_grad()
+        >>> method.t, method.sharp_steps, method.propagations
+        (9, 3, 12.0)
 
     Args:
-        model: the module that the loop calls: with several ranks, wrapped in `DistributedDataParallel` or sharded by
+        model: the module that the loop calls: with several ranks, wrapped in ``DistributedDataParallel`` or sharded by
             ``fully_shard``.
         rho: radius ρ >= 0 of the perturbation: its 2-norm over all perturbed parameters together, in units of the
             weights. Or a callable (t, total_steps) -> ρ.
@@ -62,7 +70,7 @@ class RST:
             every step is then that of SAM (eq. 6 and 8); with a p that changes, p(t) c is 1 in the mean over t only.
         total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
         seed: of the gate. X_t is a function of (seed, t) and p(t) alone, and so the same on every rank.
-        variant: how a sharp step finds its gradient: a name of `rst.variants.NAMES`, or a `rst.variants.Variant`.
+        variant: how a sharp step finds its gradient: a name (`rst.variants.variant_of`) or a `rst.variants.Variant`.
         only: (name, parameter) -> whether the parameter is perturbed; ‖g‖ is that of the perturbed ones together. By
             default all trainable parameters are.
         sync_perturbation: with several ranks, perturb along the gradient averaged over the ranks, which takes one more
@@ -113,7 +121,7 @@ class RST:
 
     @property
     def gate(self) -> Tensor:
-        """X_t of every step (eq. 2): bool [total_steps], on the CPU. Raises ValueError without total_steps."""
+        """X_t of every step (eq. 2), bool [total_steps], on the CPU. Raises ValueError without total_steps."""
         return self._gate.steps
 
     @property
@@ -123,12 +131,12 @@ class RST:
 
     @property
     def expected_extra_propagations(self) -> float:
-        """Δη (eq. 4), in passes a step: mean of p(t), times the extra passes of a sharp step of the variant."""
+        """Δη (eq. 4), in passes a step, is the mean of p(t) times the extra passes of a sharp step of the variant."""
         return self._gate.mean * self.variant.extra_passes
 
     @property
     def drawn_extra_propagations(self) -> float:
-        """Δη with the drawn X_t in place of p(t): over all T steps, or without total_steps over the steps done."""
+        """Δη with the drawn X_t in place of p(t), over all T steps, or without total_steps over the steps done."""
         return self._gate.share(self.t) * self.variant.extra_passes
 
     @property
@@ -138,7 +146,7 @@ class RST:
 
     @property
     def realised_extra_propagations(self) -> float:
-        """Δη as counted: the passes of the steps done, over those of as many plain steps, less 1; at first 0."""
+        """Δη as counted, the passes of the steps done over those of as many plain steps, less 1; at first 0."""
         return self.propagations / self._plain_passes - 1 if self._plain_passes else 0.0
 
     # The step ---------------------------------------------------------------------------------------------------------
@@ -172,6 +180,15 @@ class RST:
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
         Raises as `passes` does, and ValueError where such a closure returns anything but [n], and any closure no tensor
         with a gradient, or calls ``backward`` itself.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> method = rst.RST(model, rho=0.05, schedule=rst.schedules.always())
+            >>> for i, x in enumerate(torch.ones(2, 8, 2)):  # a step of two micro-batches
+            ...     closure = lambda: model(x).square().mean()
+            ...     loss = method.backward(closure, share=1 / 2, advance=i == 1)
+            >>> method.t, method.propagations
+            (1, 2.0)
         """
         variant, clean = self.variant, torch.empty(0)
         closure = self._closures.checked(closure, self._weights.parameters)
@@ -287,6 +304,23 @@ class RST:
     def _count(self, forward: float, backward: float) -> None:
         self.forward_passes += forward
         self.backward_passes += backward
+
+    def count_replayed_step(self) -> None:
+        """Count step t as done: its passes were not run here but replayed, as from a captured CUDA graph.
+
+        The graph is that of another `RST` of the same model, whose schedule is `rst.schedules.always` or
+        `rst.schedules.never`, as `sharp` says. Raises ValueError where the clean pass decides that, and for a variant
+        with a state or a choice of samples, whose sharp steps are not all alike.
+        """
+        self.restore()
+        sharp, variant = self.sharp, self.variant
+        if sharp is None or (sharp and (variant.needs_per_sample_loss or variant.state_dict())):
+            raise ValueError("steps that are not all alike cannot be replayed: run their passes one by one.")
+        passes = 1 + sharp * variant.extra_passes
+        self._count(passes, passes)
+        self._plain_passes += 1
+        self.sharp_steps += sharp
+        self.t += 1
 
     def restore(self) -> None:
         """End passes that are still open, as after an error in a notebook: θ + ε becomes θ again, and t stays."""

@@ -22,16 +22,23 @@ Vector = list[Tensor]
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What `sharpness` measures at the weights θ of a model, where L is the mean loss over all samples."""
+    """What `rst.sharpness` measures at the weights θ of a model, where L is the mean loss over all samples.
+
+    Example:
+        >>> model, data = torch.nn.Linear(2, 1), [torch.ones(4, 2)]
+        >>> measured = rst.sharpness(model, lambda x: model(x).square().mean(), data, rho=0.05)
+        >>> measured.converged, measured.lambda_max > 0
+        (True, True)
+    """
 
     gradient_norm: float
-    """‖g‖ with g = ∇L(θ)."""
+    """‖g‖ with g = ∇L(θ), its 2-norm over all trainable parameters together."""
     sharpness: float
-    """L(θ + ρ g/‖g‖) - L(θ): the rise of the loss by SAM's perturbation; 0 where g is 0."""
+    """The rise of the loss by SAM's perturbation, L(θ + ρ g/‖g‖) - L(θ), in units of the loss; 0 where g is 0."""
     lambda_max: float
     """The largest eigenvalue of the Hessian ∇²L(θ); below 0 where all eigenvalues are."""
     iterations: int
-    """How many products of the Hessian with a vector ``lambda_max`` took: each is one pass over the data."""
+    """How many products of the Hessian with a vector ``lambda_max`` took, each of which is one pass over the data."""
     converged: bool
     """Whether ``lambda_max`` met the tolerance; if not, it is the latest estimate, which is too low if anything."""
 
@@ -68,17 +75,25 @@ def sharpness(
             data are one batch, a scalar is taken as well.
         data: the batches, such as a DataLoader, or ``[batch]`` for a single one. They are iterated once for each of
             the two losses and each product, and must be the same each time.
-        rho: radius ρ >= 0 of the perturbation.
+        rho: radius ρ >= 0 of the perturbation, in units of the weights.
         tolerance: ``lambda_max`` = vᵀHv has converged where ‖Hv - lambda_max v‖ is at most this share of
-            |lambda_max|, or its square as a share of ‖H‖. Some eigenvalue is then that near, and ``lambda_max`` is
+            ``|lambda_max|``, or its square as a share of ‖H‖. Some eigenvalue is then that near, and ``lambda_max`` is
             usually much nearer, since its error is of second order.
         max_iterations: the most products, from 1.
-        seed: of the random vector that the iteration starts from.
+        seed: any integer, of the random vector that the iteration starts from.
 
     Raises:
         ValueError: there are no data, no trainable parameters, or losses of another shape; a loss or a derivative is
             not finite; an argument is out of its range.
         RuntimeError: a part of the model has no second derivative in torch.
+
+    Example:
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), [torch.ones(4, 1)]
+        >>> _ = torch.nn.init.ones_(model.weight)  # L = w² at w = 1: L' = 2, L'' = 2
+        >>> loss = lambda x: model(x).square().squeeze(1)
+        >>> measured = rst.sharpness(model, loss, data, rho=0.5)
+        >>> measured.gradient_norm, measured.sharpness, measured.lambda_max
+        (2.0, 1.25, 2.0)
     """
     check_module(model, "sharpness")
     rho, tolerance = non_negative("rho", rho), non_negative("tolerance", tolerance)

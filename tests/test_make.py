@@ -34,6 +34,7 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
         (["tabel03"], "there is no target tabel03: did you mean table03?"),
         (["figure1"], "there is no target figure1: did you mean figure01?"),
         (["table"], "there is no target table: did you mean tables?"),
+        (["doc"], "there is no target doc: did you mean docs?"),
         (["nonsense"], "there is no target nonsense: make help lists all."),
         (["table01", "scale=smoke"], "write SCALE= in capital letters, as in make table03 SCALE=smoke"),
         (["table01", "workers=2"], "write WORKERS= in capital letters"),
@@ -84,6 +85,7 @@ def test_a_target_is_one_command(tmp_path: Path, words: list[str], command: str)
 def test_help_lists_every_target(tmp_path: Path) -> None:
     status, said = make(tmp_path)
     assert status == 0
-    for target in ("setup", "demo", "table%", "figure%", "tables", "figures", "report", "test", "lint", "bench"):
+    targets = ["setup", "demo", "table%", "figure%", "tables", "figures", "report", "test", "docs", "lint", "bench"]
+    for target in targets:
         assert f"  make {target} " in said
     assert "YES=1" in said

@@ -18,6 +18,7 @@ from rst.experiments.errors import InputError, bad_input
 from rst.experiments.files import file_digest
 from rst.experiments.models.weights import load_weights, read_weights
 from rst.experiments.spec import RunSpec, refuse_unknown_options
+from rst.schedules import Schedule
 from rst.streams import stream
 
 
@@ -74,12 +75,15 @@ def lr_decay(t: int, total_steps: int, warmup_steps: float) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * t / total_steps))
 
 
-def build_method(spec: RunSpec, model: nn.Module) -> rst.RST:
-    """RST for the model as it is called in training, so with its `DistributedDataParallel` wrapper."""
+def build_method(spec: RunSpec, model: nn.Module, schedule: Schedule | None = None) -> rst.RST:
+    """RST for the model as it is called in training, so with its `DistributedDataParallel` wrapper.
+
+    Its schedule is that of the run, or another one that is given.
+    """
     return rst.RST(
         model,
         rho=spec.variant.rho,
-        schedule=spec.p,
+        schedule=spec.p if schedule is None else schedule,
         gamma_ratio=spec.gamma_ratio,
         variant=spec.build_variant(),
         total_steps=spec.total_steps,

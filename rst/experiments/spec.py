@@ -71,6 +71,7 @@ class RunSpec(Part):
     devices: Count
     channels_last: Flag
     compile: Flag
+    cuda_graphs: Flag = True
     deterministic: Flag
 
     force: Flag = False

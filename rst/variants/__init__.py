@@ -35,12 +35,20 @@ NAMES: dict[str, type[Variant]] = {
     "ssam_f": SSAMF,
     "ssam_d": SSAMD,
 }
+"""The names that ``variant=`` takes, and what they stand for."""
 
 
 def variant_of(variant: str | Variant, **options: Any) -> Variant:
     """The variant of that name, built with these options; an instance of `Variant` is returned as it is.
 
-    Raises ValueError for an unknown name, TypeError for an option that the variant does not have.
+    Raises ValueError for an unknown name or an option outside its range, TypeError for an option that the variant does
+    not have.
+
+    Example:
+        >>> rst.variants.variant_of("looksam", k=2).k
+        2
+        >>> print(*rst.variants.NAMES)
+        sam asam gsam looksam friendly esam ssam_f ssam_d
     """
     if isinstance(variant, Variant):
         return variant

@@ -9,10 +9,18 @@ from rst.variants.variant import Variant
 
 
 class ASAM(Variant):
-    """ε = ρ T² g / ‖T g‖ with the diagonal T = |θ| + eta, so that ‖T⁻¹ ε‖ = ρ. All parameters are scaled, biases too.
+    """ε = ρ T² g / ‖T g‖ with the diagonal T = ``|θ| + eta``, so that ‖T⁻¹ ε‖ = ρ. Biases are scaled like weights.
+
+    Kwon et al., 2021 (arXiv 2102.11600); Section B.5. With eta = 0, ρ has no unit, since it is relative to the weights.
 
     Args:
-        eta: >= 0, in units of the weights. With 0, a weight that is zero is not perturbed.
+        eta: >= 0, in units of the weights, else ValueError. With 0, a weight that is zero is not perturbed.
+
+    Example:
+        >>> model, variant = torch.nn.Linear(2, 1), rst.variants.ASAM(eta=0.01)
+        >>> method = rst.RST(model, rho=0.5, schedule=rst.schedules.always(), variant=variant)
+        >>> method.expected_extra_propagations
+        1.0
     """
 
     def __init__(self, eta: float = 0.0) -> None:

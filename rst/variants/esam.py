@@ -15,15 +15,24 @@ from rst.variants.variant import Closure, Variant
 class ESAM(Variant):
     """ε = (ρ/beta) g_S/‖g_S‖ on a random set S of parameter tensors and 0 elsewhere; g_s is over part of the samples.
 
-    At every sharp step each tensor is in S with probability ``beta``. Of the B samples of a batch, the ⌊gamma B⌋ with
-    the largest rise ℓ(θ + ε) - ℓ(θ) are used, and at least one. The clean gradient is computed for all tensors, since
-    (1 - c) g + c g_s needs all of it; so a small ``beta`` saves no work. Cost: one more forward propagation over the
-    batch, counted as a third of a pass, and a pass over the chosen samples. The former repeats the dropout masks of the
-    clean pass, so that the latter draws masks of its own.
+    Du et al., 2022 (arXiv 2110.03141); Section B.6. At every sharp step each tensor is in S with probability ``beta``.
+    Of the B samples of a batch, the ⌊gamma B⌋ with the largest rise ℓ(θ + ε) - ℓ(θ) are used, and at least one. The
+    clean gradient is computed for all tensors, since (1 - c) g + c g_s needs all of it; so a small ``beta`` saves no
+    work. Cost: one more forward propagation over the batch, counted as a third of a pass, and a pass over the chosen
+    samples. The former repeats the dropout masks of the clean pass, so that the latter draws masks of its own.
 
     Args:
-        beta: in (0, 1].
-        gamma: in (0, 1]; with 1 all samples are used and the forward propagation that chooses them is left out.
+        beta: in (0, 1], else ValueError.
+        gamma: in (0, 1], else ValueError; with 1 all samples are used and the forward propagation that chooses them is
+            left out.
+
+    Example:
+        >>> model, x, y = torch.nn.Linear(2, 3), torch.randn(8, 2), torch.randint(3, (8,))
+        >>> criterion = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> method = rst.RST(model, rho=0.05, schedule=rst.schedules.always(), variant="esam")
+        >>> loss = method.backward(lambda rows: criterion(model(x[rows]), y[rows]))
+        >>> round(method.propagations, 2)  # 1, a third to choose samples, half with them
+        1.83
     """
 
     needs_per_sample_loss = True

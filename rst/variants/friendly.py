@@ -15,13 +15,21 @@ from rst.variants.variant import Variant
 class FriendlySAM(Variant):
     """ε = ρ d/‖d‖ with d = g - sigma m, where m is a moving mean of the gradient: m <- decay m + (1 - decay) g.
 
-    The first m is the first g, whose own step has d = g. m changes on sharp steps only. All micro-batches and ranks of
-    a step use the m of before the step, and the mean of their gradients, with their shares as weights, updates it; a
-    step whose gradient is not finite leaves it alone. State: m, and on each rank what the next sharp step adds to it.
+    Li et al., 2024 (arXiv 2403.12350). The first m is the first g, whose own step has d = g. m changes on sharp steps
+    only. All micro-batches and ranks of a step use the m of before the step, and the mean of their gradients, with
+    their shares as weights, updates it; a step whose gradient is not finite leaves it alone. State: m, and on each rank
+    what the next sharp step adds to it.
 
     Args:
-        sigma: >= 0; with 0 this is SAM.
-        decay: λ, in [0, 1].
+        sigma: >= 0, else ValueError; with 0 this is SAM.
+        decay: λ, in [0, 1], else ValueError.
+
+    Example:
+        >>> model, variant = torch.nn.Linear(2, 1), rst.variants.FriendlySAM(decay=0.6)
+        >>> method = rst.RST(model, rho=0.1, schedule=rst.schedules.always(), variant=variant)
+        >>> loss = method.backward(lambda: model(torch.ones(4, 2)).square().mean())
+        >>> method.propagations
+        2.0
     """
 
     def __init__(self, sigma: float = 1.0, decay: float = 0.9) -> None:

@@ -13,13 +13,20 @@ from rst.variants.variant import Variant
 class LookSAM(Variant):
     """Sharp steps 0, k, 2k, ... are SAM's; those between have one pass and the gradient g + alpha ‖g‖/‖g_v‖ g_v.
 
-    g_v = g_s - ⟨g_s, ĝ⟩ ĝ is the component of the perturbed gradient orthogonal to the clean one, of the last SAM step.
-    Only sharp steps are counted. A layer that a whole step skips takes no part in it and keeps its piece of g_v.
-    State: this count and g_v, of each rank and each micro-batch of a step.
+    Liu et al., 2022 (arXiv 2203.02714); Section B.6. g_v = g_s - ⟨g_s, ĝ⟩ ĝ is the component of the perturbed gradient
+    orthogonal to the clean one, of the last SAM step. Only sharp steps are counted. A layer that a whole step skips
+    takes no part in it and keeps its piece of g_v. State: this count and g_v, of each rank and each micro-batch of a
+    step.
 
     Args:
-        k: >= 1, in sharp steps; with 1 this is SAM.
-        alpha: >= 0.
+        k: an integer >= 1, in sharp steps, else ValueError; with 1 this is SAM.
+        alpha: >= 0, else ValueError.
+
+    Example:
+        >>> variant, half = rst.variants.LookSAM(k=2), rst.schedules.constant(0.5)
+        >>> method = rst.RST(torch.nn.Linear(2, 1), 0.1, half, variant=variant)
+        >>> method.expected_extra_propagations  # p / k
+        0.25
     """
 
     needs_whole_parameters = True

@@ -86,14 +86,26 @@ class SSAM(Variant):
 
 
 class SSAMF(SSAM):
-    """SSAM-F: m = 1 for the weights with the largest Fisher information Σ (∂ℓ/∂θ)², summed over samples of the batch.
+    """ε = ρ m ⊙ g / ‖g‖, where m in {0, 1} is 1 for the weights with the largest Fisher information Σ (∂ℓ/∂θ)².
 
-    The gradient of each of these samples is taken by itself, in evaluation mode and before the perturbation.
+    Mi et al., 2022 (arXiv 2210.05177), SSAM-F; Section B.6. The sum is over samples of the batch, whose gradients are
+    taken one by one, in evaluation mode and before the perturbation. The mask is kept for ``update_every`` steps, and
+    is the same on all ranks.
 
     Args:
-        sparsity: as for `SSAM`.
-        update_every: as for `SSAM`.
-        samples: >= 1; on every rank the first ``samples`` of the micro-batch are used, or all where it has fewer.
+        sparsity: share of the weights with m = 0, in [0, 1), else ValueError; with 0 this is SAM.
+        update_every: an integer >= 1, in steps, sharp or not, else ValueError.
+        samples: an integer >= 1, else ValueError; on every rank the first ``samples`` of the micro-batch are used, or
+            all where it has fewer.
+
+    Example:
+        >>> model, x, y = torch.nn.Linear(2, 3), torch.randn(8, 2), torch.randint(3, (8,))
+        >>> criterion = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> variant = rst.variants.SSAMF(sparsity=0.5, samples=4)
+        >>> method = rst.RST(model, rho=0.1, schedule=rst.schedules.always(), variant=variant)
+        >>> loss = method.backward(lambda rows: criterion(model(x[rows]), y[rows]))
+        >>> method.propagations  # two, and half of one for the mask of 200 steps
+        2.5
     """
 
     needs_per_sample_loss = True
@@ -119,16 +131,23 @@ class SSAMF(SSAM):
 
 
 class SSAMD(SSAM):
-    """SSAM-D: the first mask is random; each later one exchanges part of the weights with m = 1.
+    """ε = ρ m ⊙ g / ‖g‖, where the first m in {0, 1} is random; each later one exchanges part of them.
 
-    Those with the smallest |g| get m = 0, and as many others, drawn at random, get m = 1. The share that is exchanged
-    at step t is d = ``drop`` ½ (1 + cos(πt/T)), or ``drop`` without total_steps. The step that makes a mask is itself
-    still perturbed under the old one.
+    Mi et al., 2022 (arXiv 2210.05177), SSAM-D; Section B.6. Those with the smallest ``|g|`` get m = 0, and as many
+    others, drawn at random, get m = 1. The share that is exchanged at step t is d = ``drop`` ½ (1 + cos(πt/T)), or
+    ``drop`` without total_steps. The step that makes a mask is itself still perturbed under the old one.
 
     Args:
-        sparsity: as for `SSAM`.
-        update_every: as for `SSAM`.
-        drop: share of the weights with m = 1 that is exchanged at t = 0, in [0, 1].
+        sparsity: share of the weights with m = 0, in [0, 1), else ValueError; with 0 this is SAM.
+        update_every: an integer >= 1, in steps, sharp or not, else ValueError.
+        drop: share of the weights with m = 1 that is exchanged at t = 0, in [0, 1], else ValueError.
+
+    Example:
+        >>> model, variant = torch.nn.Linear(3, 2), rst.variants.SSAMD(sparsity=0.25)
+        >>> method = rst.RST(model, rho=0.1, schedule=rst.schedules.always(), variant=variant)
+        >>> loss = method.backward(lambda: model(torch.ones(4, 3)).square().mean())
+        >>> sum(int(mask.sum()) for mask in variant.mask.values())  # of 8
+        6
     """
 
     def __init__(self, sparsity: float = 0.5, update_every: int = 200, drop: float = 0.5) -> None:

@@ -9,25 +9,30 @@ from torch import Tensor
 from rst.perturbation import EPSILON, Vector
 
 Closure = Callable[..., Tensor]
-"""Runs the forward pass, on the rows of the batch whose index it is given, and returns the loss of each: [n]."""
+"""What `rst.RST.backward` calls: it runs the forward pass and returns the loss, a scalar or a tensor of losses.
+
+For ESAM and SSAM-F it is given an index of n rows of the batch, and returns the loss of each, a vector [n]."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch of a step.
+    """A micro-batch of a step, as `rst.RST` hands it from pass to pass; nothing is checked here.
 
-    Attributes:
-        number: its place in the step, from 0.
-        last: whether it is the last one.
-        share: its part of the step, in [0, 1].
-        factor: share times loss scale, by which its loss is multiplied.
-        observe: calls `Variant.observe`.
+    Example:
+        >>> batch = rst.variants.MicroBatch(0, False, 0.25, factor=0.5, observe=lambda: None)
+        >>> batch.number, batch.last, batch.share
+        (0, False, 0.25)
     """
 
     number: int
+    """Its place in the step, from 0."""
     last: bool
+    """Whether it is the last one."""
     share: float
+    """Its part of the step, in [0, 1]."""
     factor: float | Tensor
+    """Share times loss scale, by which its loss is multiplied."""
     observe: Callable[[], None]
+    """Calls `Variant.observe`."""
 
 
 class Variant:
@@ -36,13 +41,21 @@ class Variant:
     A variant overrides `perturb` where its ε is another one, and `combine` where its sharp gradient is more than the
     gradient at θ + ε. The gate, c = γ/ρ, micro-batches, ranks, buffers, dropout and precision are handled by `rst.RST`
     for every variant alike.
+
+    Example:
+        >>> class UnnormalisedSAM(rst.variants.Variant):
+        ...     def perturb(self, gradient, weights, scratch, rho, factor):
+        ...         torch._foreach_mul_(gradient, rho / factor)  # ε = ρ g
+        >>> model, always = torch.nn.Linear(2, 1), rst.schedules.always()
+        >>> method = rst.RST(model, 0.1, always, variant=UnnormalisedSAM())
+        >>> loss = method.backward(lambda: model(torch.ones(4, 2)).square().mean())
     """
 
     extra_passes: float = 1.0
     """Passes of a sharp step beyond the one of a plain step, in the mean over sharp steps."""
 
     needs_per_sample_loss: bool = False
-    """Whether `observe` and `select` are called, which need `RST.backward` with a closure over rows of the batch."""
+    """Whether `Variant.observe` and `Variant.select` are called; they need a closure over rows of the batch."""
 
     depends_on_devices: bool = False
     """Whether the state is made from the gradients of all ranks together. If so, a run on n devices is another run than
@@ -69,16 +82,16 @@ class Variant:
     combine: Callable[..., None] | None = None
     """``combine(sharp, clean, micro_batch)`` turns g_s, in the tensors of ``sharp``, into the sharp gradient in place.
 
-    ``clean`` holds g and must not be changed; both are a `Vector` over all parameters, perturbed or not, to which one
-    of the passes gave a gradient. ``micro_batch`` is the number of the micro-batch within its step, from 0. None means
-    that the sharp gradient is g_s itself; no copy of g is then made."""
+    ``clean`` holds g and must not be changed; both are a `rst.perturbation.Vector` over all parameters, perturbed or
+    not, to which one of the passes gave a gradient. ``micro_batch`` is the number of the micro-batch within its step,
+    from 0. None means that the sharp gradient is g_s itself; no copy of g is then made."""
 
     def perturbs(self, micro_batch: int) -> bool:
         """Whether this sharp step has a perturbed pass; without one, ``combine`` finds g in ``sharp`` as well."""
         return True
 
     def check_passes(self) -> None:
-        """Raise ValueError where the variant needs more than a loop over `RST.passes`."""
+        """Raise ValueError where the variant needs more than a loop over `rst.RST.passes`."""
         if self.needs_per_sample_loss:
             raise ValueError(
                 f"{type(self).__name__} needs the loss of each sample: "
@@ -131,4 +144,13 @@ class Variant:
 
 
 class SAM(Variant):
-    """Sharpness-aware minimisation (Foret et al., 2021): ε = ρ g/‖g‖ (Section 2.1; Algorithm 1, line 8)."""
+    """Sharpness-aware minimisation: ε = ρ g/‖g‖ (Section 2.1; Algorithm 1, line 8). It has no options.
+
+    Foret et al., 2021 (arXiv 2010.01412).
+
+    Example:
+        >>> model, always = torch.nn.Linear(2, 1), rst.schedules.always()
+        >>> method = rst.RST(model, rho=0.1, schedule=always, variant=rst.variants.SAM())
+        >>> method.expected_extra_propagations
+        1.0
+    """

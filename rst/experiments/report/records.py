@@ -24,9 +24,14 @@ NAME = "records.csv"
 """The file's name; it lies in the folder with the tables of its scale."""
 RESULTS = (*SUMMARY_KEYS, *SPLIT_KEYS, *SHARPNESS_KEYS)
 """The columns that a summary fills; a run that diverged has none of them."""
-CONDITIONS = ("device", "devices", "threads", "autocast", "tf32", "channels_last", "compile", "deterministic", "alone")
+CONDITIONS = (
+    *("device", "devices", "threads", "autocast", "tf32", "channels_last"),
+    *("compile", "cuda_graphs", "deterministic", "alone"),
+)
 """What a run ran on and how, as far as its time depends on it; times are compared only where all of it is equal, and
 where the run was alone, with no more processes than cores. A column is empty where the starts of the run differ."""
+UNSET = ("autocast", "cuda_graphs")
+"""Those that may be empty for another reason: float32 has no autocast, and a CPU no graphs."""
 ORIGIN = ("git_commit", "python", "torch", "platform", "data_digest")
 """Where the latest start of a run came from."""
 OF_THE_RUN = ("id", "outcome", *RESULTS, *CONDITIONS, *ORIGIN)
@@ -72,7 +77,7 @@ class Outcome:
     def conditions(self) -> tuple[str, ...] | None:
         """The values of `CONDITIONS`; None where the time tells nothing: starts differ, or the run was not alone."""
         known = {key: self.line.get(key, "") for key in CONDITIONS}
-        whole = known["alone"] == "True" and all(text for key, text in known.items() if key != "autocast")
+        whole = known["alone"] == "True" and all(text for key, text in known.items() if key not in UNSET)
         return tuple(known.values()) if whole else None
 
 

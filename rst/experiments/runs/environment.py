@@ -36,6 +36,7 @@ def environment_of(spec: RunSpec, device: torch.device, data_digest: str) -> dic
         "tf32": spec.tf32,
         "channels_last": spec.channels_last,
         "compile": spec.compile,
+        "cuda_graphs": spec.cuda_graphs if device.type == "cuda" else None,
         "deterministic": spec.deterministic,
         "alone": _alone(),
         "data_digest": data_digest,

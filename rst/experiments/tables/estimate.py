@@ -55,7 +55,7 @@ def kind(spec: RunSpec) -> str:
     """A digest of what the time of a pass depends on: runs of one kind are taken to be equally fast."""
     model = {key: value for key, value in spec.model.options.items() if key != "num_classes"}
     what = [spec.network, model, spec.dataset.image_size, spec.recipe.batch_size, spec.perturbation_batch, spec.scale]
-    flags = [spec.autocast, spec.tf32, spec.channels_last, spec.compile, spec.deterministic]
+    flags = [spec.autocast, spec.tf32, spec.channels_last, spec.compile, spec.cuda_graphs, spec.deterministic]
     return json.dumps([*what, *flags], sort_keys=True)
 
 

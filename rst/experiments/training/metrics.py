@@ -37,6 +37,12 @@ class EpochSums:
         self.losses["clean"] += clean * share
         self.losses["perturbed"] += perturbed * share
 
+    def add(self, step: "EpochSums") -> None:
+        """Add the sums of a step's passes, which counted for themselves."""
+        self.images += step.images
+        self.perturbed_steps += step.perturbed_steps
+        torch._foreach_add_(list(self.losses.values()), list(step.losses.values()))
+
     def means(self, world: World = ALONE) -> dict[str, float | None]:
         """``train_loss``, ``train_error`` [percent] and, over the perturbed steps, both losses and their gap.
 

@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rst
-from rst.experiments.build import autocast
+from rst.experiments.build import autocast, build_method
 from rst.experiments.spec import RunSpec
+from rst.experiments.training.graphs import CapturedPasses
 from rst.experiments.training.l2 import l2
+from rst.experiments.training.metrics import EpochSums
 from rst.experiments.training.state import TrainingState
 from rst.guards import preserved_buffers, replayed_rng, rng_states
 from rst.schedules import always, never
@@ -35,27 +37,25 @@ class TrainingStep:
         self.spec, self.state, self.forward, self.device, self.rank = spec, state, forward, device, rank
         self.plain_in_one_pass = False
         """Whether a step that is known to be plain is one pass of the whole batch, as `warm_up` finds out."""
+        self.graphs: dict[bool | None, CapturedPasses] = {}
+        """The passes of a plain and of a sharp step, where `warm_up` captures them."""
         # Without an accelerator this is 15 times as fast as `torch.manual_seed`, which looks for all of them.
         self._seed_dropout = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Train on this rank's share of a batch: images [B, C, H, W], and labels [B] or soft targets [B, K]."""
         state = self.state
-        sharp_steps_before = state.method.sharp_steps
 
-        # 1. Every micro-batch has a perturbation of its own, as if it were on a device of its own. A step without
-        # perturbations is one pass where that is the same.
-        whole = self.plain_in_one_pass and state.method.sharp is False
-        size = len(labels) if whole else self.spec.perturbation_batch
-        share = size / len(labels)
-        for index, (x, y, last) in enumerate(micro_batches(state.model, images, labels, size)):
-            # Dropout masks follow from the step and the place in the batch, so that they do not depend on the ranks.
-            place = self.rank * (len(labels) // size) + index
-            self._seed_dropout(stream("dropout", self.spec.seed, state.counters.step, place).initial_seed())
-            self._add_gradient(x, y, share, last)
+        # 1. The passes leave the mean of the micro-batches' mixed gradients in ``.grad``.
+        sharp_steps_before = state.method.sharp_steps
+        graph = self.graphs.get(state.method.sharp) if self.graphs else None
+        if graph is not None:
+            graph.replay(images, labels)
+        else:
+            self._passes(images, labels, state.method, state.sums)
         state.sums.sharp_steps += state.method.sharp_steps - sharp_steps_before
 
-        # 2. The mean of their mixed gradients, averaged over the ranks, is clipped.
+        # 2. That gradient, averaged over the ranks, is clipped.
         if self.spec.recipe.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self.spec.recipe.clip_norm)
@@ -67,28 +67,38 @@ class TrainingStep:
         state.lr_scheduler.step()
         state.counters.step += 1
 
-    def _add_gradient(self, x: Tensor, y: Tensor, share: float, last: bool) -> None:
+    def _passes(self, images: Tensor, labels: Tensor, method: rst.RST, sums: EpochSums, draws: bool = True) -> None:
+        """The passes of the method's next step. ``draws``: whether any may draw random numbers.
+
+        Every micro-batch has a perturbation of its own, as if it were on a device of its own. A step without
+        perturbations is one pass where that is the same.
+        """
+        whole = self.plain_in_one_pass and method.sharp is False
+        size = len(labels) if whole else self.spec.perturbation_batch
+        for index, (x, y, last) in enumerate(micro_batches(self.state.model, images, labels, size)):
+            if draws:
+                # Dropout masks follow from the step and the place in the batch, and so do not depend on the ranks.
+                place = self.rank * (len(labels) // size) + index
+                self._seed_dropout(stream("dropout", self.spec.seed, self.state.counters.step, place).initial_seed())
+            self._add_gradient(x, y, size / len(labels), last, method, sums)
+
+    def _add_gradient(self, x: Tensor, y: Tensor, share: float, last: bool, method: rst.RST, sums: EpochSums) -> None:
         """Add a micro-batch's part of the step's gradient to ``.grad``, by one pass or, on a sharp step, by two."""
         passes: list[tuple[Tensor, slice | Tensor]] = []  # Losses and rows of every pass, the clean one first.
-        losses = partial(self._differentiated, x, y, passes)
-        self.state.method.backward(losses, advance=last, share=share, scaler=self.state.scaler)
+
+        def differentiated(rows: slice | Tensor = slice(None)) -> Tensor:
+            """What a pass of the method differentiates: the loss of each image, [n], with the decay."""
+            losses, logits = self.losses(x[rows], y[rows])
+            if not passes:
+                sums.add_clean_pass(losses.detach(), logits.detach(), y)
+            passes.append((losses.detach(), rows))
+            strength = self.spec.recipe.l2
+            return losses + l2(self.state.model.parameters(), strength) if strength else losses
+
+        method.backward(differentiated, advance=last, share=share, scaler=self.state.scaler)
         if len(passes) > 1:
             (clean, _), (perturbed, rows) = passes[0], passes[-1]
-            self.state.sums.add_perturbed_pass(clean[rows].mean(), perturbed.mean(), share)
-
-    def _differentiated(
-        self, x: Tensor, y: Tensor, passes: list[tuple[Tensor, slice | Tensor]], rows: slice | Tensor = slice(None)
-    ) -> Tensor:
-        """What a pass of the method differentiates: the loss of each image, [n], with the decay.
-
-        The plain losses, and the rows that they are of, are appended to ``passes``.
-        """
-        losses, logits = self.losses(x[rows], y[rows])
-        if not passes:
-            self.state.sums.add_clean_pass(losses.detach(), logits.detach(), y)
-        passes.append((losses.detach(), rows))
-        strength = self.spec.recipe.l2
-        return losses + l2(self.state.model.parameters(), strength) if strength else losses
+            sums.add_perturbed_pass(clean[rows].mean(), perturbed.mean(), share)
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The cross-entropy of each image, [n], and the logits, [n, K]."""
@@ -104,18 +114,28 @@ class TrainingStep:
         These are a plain step and, where the run has sharp steps, a sharp one: a variant may have passes over fewer
         images, without gradients or in evaluation mode, each of which is compiled and tuned by itself. Where the
         network treats each image by itself and draws no random number, as the plain step shows, the plain steps of a
-        run are one pass of the whole batch, and so is another one here.
+        run are one pass of the whole batch, and so is another one here. On a GPU the passes of both are then captured.
         """
-        size, model = self.spec.perturbation_batch, self.state.method.model
-        plain = partial(rst.RST, model, rho=0.0, schedule=never())
+        size, mean_p = self.spec.perturbation_batch, self.spec.mean_p
+        plain, sharp = (partial(build_method, self.spec, self.state.method.model, p) for p in (never(), always()))
         draws = self._step_without_trace(plain(), images[:size], labels[:size])
-        self.plain_in_one_pass = not (draws or mixes_images(model))
-        if self.plain_in_one_pass and self.spec.mean_p not in (1, None):
+        self.plain_in_one_pass = not (draws or mixes_images(self.state.model))
+        if self.plain_in_one_pass and mean_p not in (1, None):
             self._step_without_trace(plain(), images, labels)
-        if self.spec.mean_p != 0:
-            rho, variant = self.spec.variant.rho, self.spec.build_variant()
-            sharp = rst.RST(model, rho=rho, schedule=always(), variant=variant)
-            self._step_without_trace(sharp, images[:size], labels[:size])
+        if mean_p != 0:
+            self._step_without_trace(sharp(), images[:size], labels[:size])
+        if self.spec.cuda_graphs and not draws and self._steps_are_alike:
+            pool, passes = torch.cuda.graph_pool_handle(), partial(self._passes, draws=False)
+            for kind, method in ((False, plain), (True, sharp)):
+                if mean_p != 1 - kind:
+                    self.graphs[kind] = CapturedPasses(passes, self.state, method(), images, labels, pool)
+
+    @property
+    def _steps_are_alike(self) -> bool:
+        """Whether a plain and a sharp step, as known before the step, each run the same kernels all the time."""
+        variant = self.spec.build_variant()
+        keeps = variant.needs_per_sample_loss or variant.state_dict()
+        return self.device.type == "cuda" and self.spec.devices == 1 and self.spec.mean_p is not None and not keeps
 
     def _step_without_trace(self, method: rst.RST, x: Tensor, y: Tensor) -> bool:
         """Make a step of the method and undo it. Returns whether it drew random numbers."""

@@ -73,8 +73,11 @@ FIXED_BY_OTHERS = {
 """Keys that cannot change alone, and keys of schedule and scheme, which have tests of their own."""
 
 NOT_IN_THE_ID = {
-    *("device", "devices", "channels_last", "compile", "deterministic", "scale", "max_seeds", "datasets"),
+    *("device", "devices", "channels_last", "compile", "cuda_graphs", "deterministic"),
     *(
+        "scale",
+        "max_seeds",
+        "datasets",
         "force",
         "keep_network",
         "evaluate",
