@@ -69,6 +69,7 @@ OPTIONS: dict[str, Effect] = {
     "dataset=folder dataset.root=PETS": ("dataset.name", "folder"),
     "model.pretrained=NETWORK": ("model.pretrained_digest", DIGEST),
     "measure_sharpness=true": ("measure_sharpness", True),
+    "cuda_graphs=false": ("cuda_graphs", False),
     "keep_network=false": ("keep_network", False),
 }
 PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if pair[0].split("=")[0] != pair[1].split("=")[0]]

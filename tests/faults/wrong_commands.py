@@ -158,7 +158,8 @@ scheme=sam schedule=ae_sam  scheme=sgd schedule=ae_sam  scheme=gnr schedule=ae_s
 scale=digits dataset=imagenet  scale=digits dataset=digits model=resnet50
 scale=digits dataset=digits dataset.root=pets  scale=digits dataset=digits dataset.train_images=1001
 scale=digits dataset=digits dataset.source=parquet  scale=digits dataset=folder dataset.root=pets
-dataset=folder scale=cpu  dataset=folder dataset.root=pets dataset.source=digits
+dataset=folder scale=cpu  scale=gpu dataset=digits  scale=gpu dataset=imagenet
+dataset=folder dataset.root=pets dataset.source=digits
 dataset=folder dataset.root=pets recipe.batch_size=13  dataset=folder dataset.root=pets dataset.validation=12
 """)
 """Pairs of keys that contradict each other in a run at full size."""
