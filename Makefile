@@ -26,7 +26,7 @@ NAMES = $(basename $(notdir $(wildcard configs/tables/*.yaml)))
 
 help:  ## List the targets
 	@sed -E 's/^\$$\(filter .*\)\): //' $(MAKEFILE_LIST) | grep -E '^[a-z][a-z0-9_%-]*:.*##' | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo 'SCALE=paper, cpu, digits or smoke; WORKERS=runs at a time (GPUs, or cores); DATA=folder with the images; YES=1 to start what takes days'
+	@echo 'SCALE=paper, gpu, cpu, digits or smoke; WORKERS=runs at a time (GPUs, or cores); DATA=folder with the images; YES=1 to start what takes days'
 
 setup: $(READY)  ## Make .venv with the project in it; the other targets do this by themselves
 

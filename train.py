@@ -20,9 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rst.experiments.compose import refuse_without_effect, sentence_of, spec_of
+from rst.experiments.compose import refuse_without_effect, spec_of
 from rst.experiments.devices import is_rank
 from rst.experiments.errors import InputError
+from rst.experiments.sentences import sentence_of
 from rst.experiments.spec import RunSpec
 
 FIRST = not is_rank() or os.environ["RANK"] == "0"

@@ -4,6 +4,7 @@ import operator
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,20 @@ def whole_checkpoints() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "cut", lambda path, keep_network: None)
         yield
+
+
+def unfinished_run(spec: RunSpec) -> Record:
+    """The record of a run with one checkpoint, whose summary is still to be written."""
+    with whole_checkpoints():
+        record = train(spec, show_progress=False)
+    (record.folder / "summary.json").unlink()
+    (record.folder / "checkpoint.previous.pt").unlink()
+    return record
+
+
+def contents(record: Record) -> dict[Path, bytes]:
+    """The files of a record."""
+    return {path: path.read_bytes() for path in record.folder.iterdir()}
 
 
 @contextmanager

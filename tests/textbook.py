@@ -85,6 +85,11 @@ def gradient(parameters: list[Tensor]) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
+def left(model: nn.Module) -> Tensor:
+    """A copy of the gradient that a step has left in the trainable parameters, as one vector."""
+    return gradient([p for p in model.parameters() if p.requires_grad]).clone()
+
+
 def clean_gradient(model: nn.Module, loss: Callable[[], Tensor]) -> Tensor:
     """g = ∇L(θ)."""
     model.zero_grad()

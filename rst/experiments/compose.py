@@ -1,6 +1,5 @@
 """From a command line, or from the config of a record, to a `RunSpec`. No other room reads ``configs/``."""
 
-import difflib
 import getpass
 import os
 import re
@@ -9,20 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from hydra import compose as compose_config
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from rst.experiments.devices import is_rank
-from rst.experiments.errors import InputError, one_sentence
+from rst.experiments.errors import InputError
 from rst.experiments.files import file_digest
+from rst.experiments.keys import is_part
+from rst.experiments.sentences import sentence_of, written
 from rst.experiments.spec import RunSpec, steps_per_epoch
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -90,11 +91,11 @@ def _refuse_half_choices(plain: Mapping[str, Any], overrides: Sequence[str]) -> 
             meant = value if value in choices else f"<one of {', '.join(choices)}>"
             raise InputError(f"{override} changes a name, and not the keys that belong to it: write {group}={meant}.")
     for group, field in RunSpec.model_fields.items():
-        if _is_part(field.annotation) and group not in plain:
+        if is_part(field.annotation) and group not in plain:
             raise InputError(f"{group} is missing: leave ~{group} out.")
-        if _is_part(field.annotation) and not OmegaConf.is_dict(plain[group]):
+        if is_part(field.annotation) and not OmegaConf.is_dict(plain[group]):
             key = next(iter(field.annotation.model_fields), "<key>")
-            value = _written(plain[group])
+            value = written(plain[group])
             raise InputError(f"{group}={value}: {group} is a group of keys: write {group}.{key}=<value>.")
 
 
@@ -103,23 +104,7 @@ def validated(plain: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(plain)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in wrong["loc"])
-        if wrong["type"] == "missing":
-            raise InputError(f"{key} is missing: write {key}=<value>.") from error
-        if wrong["type"] == "extra_forbidden":
-            raise InputError(unknown_key(key)) from error
-        value, fix = wrong["input"], wrong["msg"]
-        if wrong["type"] == "literal_error":
-            fix = "write one of " + wrong["ctx"]["expected"].replace(" or ", ", ").replace("'", "").replace(
-                "None", "null"
-            )
-        raise InputError(f"{key}={_written(value)}: {fix}.") from error
-
-
-def _written(value: Any) -> Any:
-    """The value as a command has it."""
-    return "null" if value is None else value
+        raise InputError(sentence_of(error)) from error
 
 
 def _with_digests(spec: RunSpec) -> RunSpec:
@@ -145,7 +130,7 @@ def _follow_folder(data: DictConfig, paths: DictConfig, overrides: Sequence[str]
     for group, key, node in (("dataset", "root", data), ("paths", "cache", paths)):
         if not isinstance(node.get(key), str) or not node[key]:
             raise InputError(
-                f"{group}.{key}={_written(node.get(key))}: write {group}.{key}=<folder"
+                f"{group}.{key}={written(node.get(key))}: write {group}.{key}=<folder"
                 f"{', with a folder of images for each class' * (key == 'root')}>."
             )
     from rst.experiments.data.folder_cache import folder_facts
@@ -272,53 +257,3 @@ OmegaConf.register_new_resolver("choose", lambda key, values: values[key], repla
 OmegaConf.register_new_resolver("project", _from_here, replace=True)
 OmegaConf.register_new_resolver("ranks", _ranks, replace=True)
 OmegaConf.register_new_resolver("sweepdir", _sweep_folder, replace=True)
-
-
-# --------------------------------------------------------------------------------------------------- Hydra's errors
-
-
-_PATHS = r"paths\.\w+|dataset\.root|model\.pretrained|evaluate"
-"""Keys whose values are paths."""
-
-
-def sentence_of(error: Exception) -> str:
-    """What Hydra has to say, in one sentence: of a choice or a key that does not exist, with those that do."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
-    if isinstance(error, OverrideParseException) and re.match(rf"({_PATHS})=", error.override):
-        key, _, path = error.override.partition("=")
-        return f"""{error.override} has signs that Hydra reads only in quotes: write '{key}="{path}"'."""
-    if isinstance(error, MissingMandatoryValue) and error.full_key:
-        return f"{error.full_key} is missing: write {error.full_key}=<value>."
-    sentence = one_sentence(error)
-    if sentence.startswith("Config group override must be"):
-        return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
-    if gone := re.match(r"Error resolving interpolation '\$\{scale\}/\$\{(\w+)\}'", sentence):
-        return f"{gone[1]} is missing: leave ~{gone[1]} out."
-    unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
-    return unknown_key(unknown[1]) if unknown else sentence
-
-
-def unknown_key(key: str) -> str:
-    """The sentence that answers a key which does not exist, with the one that was meant."""
-    # A name is chosen with its group, as in schedule=linear, so that nobody means the key.
-    meant = [name for name in _keys(RunSpec) if not name.endswith(".name")]
-    if key == "model.name":
-        return "model.name is a key of model=timm and model=torchvision alone: write model=timm model.name=<a network>."
-    same = [name for name in meant if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, same or meant, n=1, cutoff=0.0 if same else 0.6)
-    return f"there is no key {key}" + (f": did you mean {near[0]}?" if near else ": see --cfg job for all.")
-
-
-def _keys(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all declared keys."""
-    for name, field in part.model_fields.items():
-        if _is_part(field.annotation):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _is_part(annotation: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -65,23 +65,27 @@ def emulates_bfloat16(name: str) -> bool:
     return not any(has.get(instructions) for instructions in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
 
 
-_runs_before = 0
-"""How many runs this process has begun: the first one need not wait for a collection, a fifth of a second."""
-
-
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from now on."""
-    global _runs_before
+    """Let `peak_memory` count from now on, without what an earlier run of this process has left behind."""
+    _free_the_run_before()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        if _runs_before:  # What they have left goes back to the system, if it can.
-            gc.collect()
-            with suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-    _runs_before += 1
+
+
+def _free_the_run_before() -> None:
+    """Give back what the run before has left, and let later collections pass over what still exists.
+
+    What outlives a run is imported modules, a visit to which takes a collection a fifth of a second. The first run of a
+    process, before which nothing is frozen, has nothing to give back and does not wait for a collection.
+    """
+    if gc.get_freeze_count():
+        gc.collect()
+        with suppress(OSError, AttributeError):  # Not every C library can return memory to the system.
+            ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()
 
 
 def peak_memory(device: torch.device) -> int | None:

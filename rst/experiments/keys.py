@@ -1,7 +1,8 @@
 """The groups of keys that a run has, each key with the values that it may have."""
 
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -66,6 +67,20 @@ class Part(BaseModel):
     """A group of keys; a key that it does not declare is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def is_part(annotation: Any) -> TypeGuard[type[Part]]:
+    """Whether the type of a key says that it is a group of keys."""
+    return isinstance(annotation, type) and issubclass(annotation, Part)
+
+
+def keys_of(part: type[Part], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all keys that a group declares, also in its groups."""
+    for name, field in part.model_fields.items():
+        if is_part(field.annotation):
+            yield from keys_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 class Named(Part):

@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 import rst
 from rst.experiments import compose as compose_room
 from rst.experiments.compose import CONFIGS, builder_of, compose
+from rst.experiments.runs.catalogue import flat
 
 WIDE_RESNETS = ["wrn28_10", "wrn16_1", "wrn16_2", "wrn10_1", "wrn10_2"]
 MODELS = ["resnet18", *WIDE_RESNETS, "pyramidnet164", "vgg16_bn", "vit_ti", "vit_s", "vit_b", "resnet50", "resnet101"]
@@ -26,14 +27,6 @@ def choices(group: str) -> list[str]:
 
 def numbers(value: Any) -> list[float]:
     return value if isinstance(value, list) else [value]
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by their dotted keys; a list is a leaf."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    parts = [flat(node[key], f"{prefix}.{key}" if prefix else str(key)) for key in node]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def keys_of(overrides: list[str]) -> dict[str, Any]:

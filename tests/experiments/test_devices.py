@@ -1,9 +1,13 @@
 """What a machine has for a run."""
 
+import gc
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from rst.experiments.devices import emulates_bfloat16
+from rst.experiments.devices import emulates_bfloat16, reset_peak_memory
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, **has: bool) -> None:
@@ -39,3 +43,47 @@ def test_a_torch_that_cannot_tell_is_taken_to_have_them(monkeypatch: pytest.Monk
     processor(monkeypatch)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not emulates_bfloat16("cpu")
+
+
+# ------------------------------------------------------------------------------------------------ one run, then another
+
+
+class Cycle:
+    """What only a collection frees."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+@pytest.fixture
+def first_run() -> Iterator[None]:
+    """A process in which no run has begun yet; collections begin only when they are asked for."""
+    gc.collect()
+    gc.unfreeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("first_run")
+def test_a_run_frees_what_the_run_before_has_left() -> None:
+    reset_peak_memory(torch.device("cpu"))
+    left = weakref.ref(Cycle())
+    assert left() is not None
+    reset_peak_memory(torch.device("cpu"))
+    assert left() is None
+
+
+@pytest.mark.usefixtures("first_run")
+def test_the_first_run_of_a_process_waits_for_no_collection() -> None:
+    left = weakref.ref(Cycle())
+    reset_peak_memory(torch.device("cpu"))
+    assert left() is not None
+
+
+@pytest.mark.usefixtures("first_run")
+def test_collections_pass_over_what_existed_before_a_run() -> None:
+    reset_peak_memory(torch.device("cpu"))
+    assert gc.get_freeze_count() > 10_000
+    assert len(gc.get_objects()) < 1_000

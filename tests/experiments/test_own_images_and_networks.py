@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from refusals import refusal
 from stopped_runs import a_signal
 
 from rst.experiments.build import build_model
 from rst.experiments.compose import compose
 from rst.experiments.data import RunData
-from rst.experiments.errors import InputError
 from rst.experiments.runs.identity import run_id
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import Interrupted, train
@@ -277,15 +277,6 @@ def wrong_folders(tmp_path: Path) -> Path:
     unlike = make_image_tree(tmp_path / "unlike")
     (unlike / "val" / "n02").rename(unlike / "val" / ".n02")
     return tmp_path
-
-
-def refusal(action: Callable[[], Any]) -> str:
-    with pytest.raises(InputError) as raised:
-        action()
-    sentence = str(raised.value)
-    assert "\n" not in sentence
-    assert sentence.endswith((".", "?"))
-    return sentence
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED_AT_ONCE)

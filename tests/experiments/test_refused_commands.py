@@ -7,110 +7,26 @@ from typing import Any
 
 import pytest
 import yaml
+from refusals import refusal
 
 from rst.experiments.compose import CONFIGS, builder_of, compose, refuse_without_effect, validated
-from rst.experiments.errors import InputError
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
-
-def sentence(action: Callable[[], Any]) -> str:
-    """What the action is refused with: one sentence on one line."""
-    with pytest.raises(InputError) as refusal:
-        action()
-    message = str(refusal.value)
-    assert "\n" not in message
-    assert message.endswith((".", "?"))
-    return message
-
-
 # A command, and what the sentence must say: key, value and fix.
 REFUSED_AT_ONCE = [
-    # choices that are not there: the sentence lists all that are
-    ("scheme=asam", "scheme=asam", "gnr, grst, rst, sam, sgd"),
-    ("model=resnet19", "model=resnet19", "resnet18"),
-    ("schedule=cosine", "schedule=cosine", "cosine_down, cosine_up"),
-    ("dataset=mnist", "dataset=mnist", "cifar10, cifar100, digits, folder, imagenet"),
-    ("augmentation=mixcut", "augmentation=mixcut", "basic, cutout, mixup, none"),
-    ("recipe=table16", "recipe=table16", "cifar"),
-    ("scale=tiny", "scale=tiny", "paper, smoke"),
-    ("scale=cpu dataset=imagenet model=resnet50", "scale=cpu", "imagenet", "only cifar10, cifar100"),
-    # misspelt keys: the sentence says what was meant
-    ("recipe.epoch=3", "recipe.epoch", "did you mean recipe.epochs?"),
-    ("recipe.btach_size=3", "recipe.btach_size", "did you mean recipe.batch_size?"),
-    ("variant.roh=0.2", "variant.roh", "did you mean variant.rho?"),
-    ("optimiser.lr=0.2", "optimiser.lr", "did you mean optimizer.lr?"),
-    ("schedule.q=0.2", "schedule.q", "--cfg job"),
-    # keys that are added with a plus, but that nothing reads
-    ("+recipe.foo=1", "there is no key recipe.foo", "did you mean recipe."),
-    ("+recipe.batchsize=64", "there is no key recipe.batchsize", "did you mean recipe.batch_size?"),
-    ("+sed=1", "there is no key sed", "did you mean seed?"),
-    ("+foo=1", "there is no key foo", "--cfg job"),
+    # options and parameters that the schedule or the variant does not take
     ("+schedule.foo=1", "schedule.foo is not an option of constant", "leave it out"),
     ("+variant.foo=1", "variant.foo is not an option of SAM", "leave it out"),
-    # keys that are taken away
-    ("~optimizer.lr", "optimizer.lr is missing", "write optimizer.lr=<value>"),
-    # code that a command names
-    ("model._target_=torch.nn.Linear", "model._target_=torch.nn.Linear", "configs/model/resnet18.yaml", "model=<"),
-    ("optimizer._target_=os.system", "optimizer._target_=os.system", "configs/optimizer/sgd.yaml", "optimizer=<"),
-    ("+schedule._target_=os.system", "schedule._target_ is not an option of constant", "leave it out"),
-    ("+model.foo={_target_:os.system}", "model.foo=", "os.system", "write a number, a text, true, false or a list"),
-    # names without the keys that belong to them
-    ("network=foo", "network=foo changes a name", "write model=<one of pyramidnet164, ", "wrn28_10>."),
-    ("network=wrn28_10", "network=wrn28_10 changes a name", "write model=wrn28_10."),
-    ("optimizer.name=adamw", "optimizer.name=adamw changes a name", "write optimizer=adamw."),
-    ("optimizer.name=lion", "optimizer.name=lion changes a name", "write optimizer=<one of adamw, sgd>."),
-    ("variant.name=asam", "variant.name=asam changes a name", "write variant=asam."),
-    ("dataset.name=cifar100", "dataset.name=cifar100 changes a name", "write dataset=cifar100."),
-    ("scheme.name=sgd", "scheme.name=sgd changes a name", "write scheme=sgd."),
-    # values in place of the keys of a group
-    ("wandb=null", "wandb=null: wandb is a group of keys: write wandb.mode=<value>."),
-    ("wandb=disabled", "wandb=disabled: wandb is a group of keys: write wandb.mode=<value>."),
-    ("paths=3", "paths=3: paths is a group of keys: write paths.data=<value>."),
-    ("slurm=null", "slurm=null: slurm is a group of keys: write slurm.<key>=<value>."),
-    ("recipe=null", "is chosen by the name of one of its files", "write <group>=<name>"),
-    # values out of range
     ("schedule.p=1.5", "schedule: p", "1.5", "[0, 1]"),
     ("schedule.p=-0.1", "schedule: p", "-0.1", "[0, 1]"),
     ("schedule=piecewise schedule.b=2", "schedule: b", "2", "[0, 1]"),
     ("schedule=periodic schedule.k=0", "schedule: k", "0", "an integer >= 1"),
-    ("variant.rho=-1", "variant.rho=-1", "a number from 0"),
-    ("variant.rho=inf", "variant.rho=inf", "a number from 0"),
-    ("scheme.gamma_ratio=-2", "scheme.gamma_ratio=-2", "auto or a number from 0"),
-    ("recipe.epochs=0", "recipe.epochs=0", "an integer from 1"),
-    ("recipe.batch_size=-4", "recipe.batch_size=-4", "an integer from 1"),
-    ("recipe.clip_norm=-1", "recipe.clip_norm=-1", "null or a number from 0"),
-    ("optimizer.lr=nan", "optimizer.lr=nan", "a number from 0"),
-    ("dataset.label_noise=2", "dataset.label_noise=2", "from 0 to 1"),
-    ("dataset.image_size=0", "dataset.image_size=0", "an integer from 1"),
-    ("dataset.num_classes=0", "dataset.num_classes=0", "an integer from"),
-    ("dataset.source=web", "dataset.source=web", "auto, parquet, torchvision, digits"),
-    ("dataset.std=[0.3,0,0.3]", "dataset.std=[0.3, 0, 0.3]", "numbers above 0"),
-    ("evaluate_every=0", "evaluate_every=0", "an integer from 1"),
-    ("seed=-1", "seed=-1", "an integer from 0"),
-    ("devices=0", "devices=0", "an integer from 1"),
-    ("autocast=float8", "autocast=float8", "null, bfloat16, float16"),
-    ("max_seeds=0", "max_seeds=0", "an integer from 1"),
-    ("wandb.mode=on", "wandb.mode=on", "online, offline, disabled"),
-    # values of another type
     ("schedule.p=half", "schedule: p", "half", "[0, 1]"),
     ("schedule.p=[0.1,0.2]", "schedule: p", "0.1, 0.2", "[0, 1]"),
-    ("recipe.epochs=two", "recipe.epochs=two", "an integer from 1"),
-    ("recipe.epochs=2.5", "recipe.epochs=2.5", "an integer from 1"),
-    ("recipe.epochs=[1,2]", "recipe.epochs=[1, 2]", "an integer from 1"),
-    ("recipe.batch_size=true", "recipe.batch_size=True", "an integer from 1"),
-    ("optimizer.lr=fast", "optimizer.lr=fast", "a number from 0"),
-    ("model=wrn28_10 model.depth=deep", "model.depth=deep", "an integer"),
-    ("model=vit_s model.dropout=[0.1]", "model.dropout=[0.1]", "a number"),
-    ("optimizer.momentum=high", "optimizer.momentum=high", "a number"),
-    ("scheme.gamma_ratio=big", "scheme.gamma_ratio=big", "auto or a number from 0"),
-    ("dataset.num_classes=ten", "dataset.num_classes=ten", "an integer from"),
-    ("channels_last=maybe", "channels_last=maybe", "true or false"),
-    ("measure_sharpness=1", "measure_sharpness=1", "true or false"),
-    ("tf32=yes", "tf32=yes", "true or false"),
-    ("paths.runs=null", "paths.runs=", "a text"),
     # keys that contradict each other
+    ("scale=cpu dataset=imagenet model=resnet50", "scale=cpu", "imagenet", "only cifar10, cifar100"),
     ("scheme=sam schedule=constant", "scheme=sam", "constant(p=0.5)", "leave the schedule out"),
     ("scheme=sgd schedule.p=0.5 schedule=constant", "scheme=sgd", "constant(p=0.5)", "leave the schedule out"),
     ("scheme=sam scheme.gamma_ratio=2", "scheme.gamma_ratio=1, not 2", "scheme=gnr"),
@@ -135,12 +51,29 @@ REFUSED_AT_ONCE = [
     ("model.num_classes=7", "model.num_classes=7", "dataset.num_classes=10", "leave model.num_classes out"),
     ("model.pretrained_digest=abc", "model.pretrained_digest=abc has no effect", "write model.pretrained=<the file"),
     ("model=vgg16_bn model.blocks=[2,2]", "model.blocks=[2, 2]", "model.widths=[64, 128", "one width for each stage"),
+    # code that a command names
+    ("model._target_=torch.nn.Linear", "model._target_=torch.nn.Linear", "configs/model/resnet18.yaml", "model=<"),
+    ("optimizer._target_=os.system", "optimizer._target_=os.system", "configs/optimizer/sgd.yaml", "optimizer=<"),
+    ("+schedule._target_=os.system", "schedule._target_ is not an option of constant", "leave it out"),
+    # names without the keys that belong to them
+    ("network=foo", "network=foo changes a name", "write model=<one of pyramidnet164, ", "wrn28_10>."),
+    ("network=wrn28_10", "network=wrn28_10 changes a name", "write model=wrn28_10."),
+    ("optimizer.name=adamw", "optimizer.name=adamw changes a name", "write optimizer=adamw."),
+    ("optimizer.name=lion", "optimizer.name=lion changes a name", "write optimizer=<one of adamw, sgd>."),
+    ("variant.name=asam", "variant.name=asam changes a name", "write variant=asam."),
+    ("dataset.name=cifar100", "dataset.name=cifar100 changes a name", "write dataset=cifar100."),
+    ("scheme.name=sgd", "scheme.name=sgd changes a name", "write scheme=sgd."),
+    # values in place of the keys of a group
+    ("wandb=null", "wandb=null: wandb is a group of keys: write wandb.mode=<value>."),
+    ("wandb=disabled", "wandb=disabled: wandb is a group of keys: write wandb.mode=<value>."),
+    ("paths=3", "paths=3: paths is a group of keys: write paths.data=<value>."),
+    ("slurm=null", "slurm=null: slurm is a group of keys: write slurm.<key>=<value>."),
 ]
 
 
 @pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in REFUSED_AT_ONCE])
 def test_bad_config_is_refused_in_one_sentence_with_key_value_and_fix(command: str, words: list[str]) -> None:
-    message = sentence(lambda: compose(command.split()))
+    message = refusal(lambda: compose(command.split()))
     assert [word for word in words if word not in message] == []
 
 
@@ -160,7 +93,7 @@ WITHOUT_EFFECT = [
 @pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in WITHOUT_EFFECT])
 def test_an_option_without_effect_in_the_command_of_a_run_is_refused(command: str, words: list[str]) -> None:
     spec = compose(command.split())
-    message = sentence(lambda: refuse_without_effect(spec, command.split()))
+    message = refusal(lambda: refuse_without_effect(spec, command.split()))
     assert [word for word in words if word not in message] == []
 
 
@@ -183,17 +116,9 @@ def test_overrides_of_a_table_are_for_all_of_its_rows_though_some_do_not_use_the
     assert {"sgd", "sam"} <= {cell.spec.scheme.name for cell in table.cells}
 
 
-@pytest.mark.parametrize("path", ["/ü/runs", "~/runs", "/a=b/runs", "/a(1)/runs"])
-@pytest.mark.parametrize("key", ["paths.runs", "dataset.root", "evaluate"])
-def test_a_path_that_needs_quotes_is_refused_with_the_quotes_to_write(key: str, path: str) -> None:
-    message = sentence(lambda: compose([f"{key}={path}"]))
-    assert message.startswith(f"{key}={path} has ")
-    assert message.endswith(f"""write '{key}="{path}"'.""")
-
-
 def test_folder_of_records_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    message = sentence(lambda: compose([f"paths.runs={tmp_path / 'runs'}"]))
+    message = refusal(lambda: compose([f"paths.runs={tmp_path / 'runs'}"]))
     assert message == f"paths.runs={tmp_path / 'runs'} is a file: write paths.runs=<folder>."
 
 
@@ -227,7 +152,7 @@ def test_bad_data_network_or_folder_is_refused_in_one_sentence_before_a_record_i
 ) -> None:
     (tmp_path / "file").touch()
     spec = config(*command.format(tmp=tmp_path).split())
-    message = sentence(lambda: train(spec, show_progress=False))
+    message = refusal(lambda: train(spec, show_progress=False))
     assert [word for word in words if word.format(tmp=tmp_path) not in message] == []
     assert not Path(spec.paths.runs).exists()
 
@@ -238,7 +163,7 @@ def test_damaged_parquet_file_is_refused_by_name(config: Callable[..., RunSpec],
     for split in ("train", "test"):
         (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1 and then nonsense")
     spec = config("dataset=cifar10", f"dataset.root={tmp_path / 'data'}")
-    message = sentence(lambda: train(spec, show_progress=False))
+    message = refusal(lambda: train(spec, show_progress=False))
     assert str(folder / "train-00000-of-00001.parquet") in message
     assert "copy or download it again" in message
     assert not Path(spec.paths.runs).exists()
@@ -257,7 +182,7 @@ def test_saved_config_with_code_in_an_option_is_refused_and_the_code_is_not_call
     monkeypatch.setattr(os, "system", lambda *arguments: pytest.fail("the code was called"))
     plain = compose(["scheme=rst"]).dump()
     plain[group]["option"] = option
-    message = sentence(lambda: validated(yaml.safe_load(yaml.safe_dump(plain))))
+    message = refusal(lambda: validated(yaml.safe_load(yaml.safe_dump(plain))))
     assert message.startswith(f"{group}.option=")
     assert "write a number, a text, true, false or a list" in message
 
@@ -272,7 +197,7 @@ def test_name_in_a_saved_config_is_looked_up_in_the_configs_of_this_project_alon
     monkeypatch.setattr(os, "system", lambda *arguments: pytest.fail("the code was called"))
     plain = config().dump()
     (plain if group == "model" else plain[group])["network" if group == "model" else "name"] = name
-    message = sentence(lambda: train(validated(plain), show_progress=False))
+    message = refusal(lambda: train(validated(plain), show_progress=False))
     assert name in message
     assert not Path(plain["paths"]["runs"]).exists()
 
@@ -281,7 +206,7 @@ def test_name_in_a_saved_config_is_looked_up_in_the_configs_of_this_project_alon
 def test_name_that_leads_out_of_the_configs_is_refused_though_its_file_exists(group: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("_target_: os.system")
     name = os.path.relpath(tmp_path / "mine", CONFIGS / group)
-    message = sentence(lambda: builder_of(group, name))
+    message = refusal(lambda: builder_of(group, name))
     assert message == f"there is no {name} in configs/{group}: copy its file there."
 
 
@@ -289,5 +214,5 @@ def test_target_in_a_saved_config_builds_nothing(config: Callable[..., RunSpec])
     """A text among the options of a network is no more than an argument, which the network does not know."""
     plain = config().dump()
     plain["model"]["_target_"] = "os.system"
-    message = sentence(lambda: train(validated(plain), show_progress=False))
+    message = refusal(lambda: train(validated(plain), show_progress=False))
     assert "_target_" in message

@@ -10,8 +10,8 @@ import rst
 
 PACKAGE = Path(rst.__file__).parent / "experiments"
 ROOMS = [
-    *("errors", "keys", "files", "spec", "devices", "models", "data", "compose", "build", "runs", "training"),
-    *("tables", "launch", "report", "bench"),
+    *("errors", "keys", "files", "spec", "devices", "models", "data", "sentences", "compose", "build", "runs"),
+    *("training", "tables", "launch", "report", "bench"),
 ]
 """From the ground up."""
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -5,7 +5,7 @@ Afterwards each is as after one plain step.
 
 import pytest
 import torch
-from textbook import Network, assert_bitwise, batch, gradient, loss_on, perceptron
+from textbook import Network, assert_bitwise, batch, left, loss_on, perceptron
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,10 +128,6 @@ def test_both_passes_draw_the_same_dropout_masks_and_the_next_step_draws_others(
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
-
-
-def left(model: nn.Module) -> Tensor:
-    return gradient(list(model.parameters())).clone()
 
 
 @pytest.mark.parametrize("schedule", [schedules.never(), schedules.always()], ids=str)

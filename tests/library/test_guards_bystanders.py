@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.parametrize
-from textbook import assert_bitwise
+from textbook import assert_bitwise, left
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from variant_cases import left
 
 import rst
 from rst import schedules

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron, state
+from textbook import assert_bitwise, batch, clean_gradient, left, loss_on, perceptron, state
 from textbook_gate import ae_sam
 from textbook_variants import device_of, network, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from variant_cases import ORACLES, RHO, STEPS, VARIANTS, close, left, variants, without_per_sample_loss
+from variant_cases import ORACLES, RHO, STEPS, VARIANTS, close, variants, without_per_sample_loss
 
 import rst
 from rst import schedules

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch._inductor.config
-from textbook import batch
+from textbook import batch, left
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
-from variant_cases import VARIANTS, close, left
+from variant_cases import VARIANTS, close
 
 import rst
 from rst import schedules

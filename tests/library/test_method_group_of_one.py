@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.utils.parametrize
-from textbook import batch, loss_on, perceptron
+from textbook import batch, left, loss_on, perceptron
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from variant_cases import VARIANTS, close, left, variants
+from variant_cases import VARIANTS, close, variants
 
 import rst
 from rst import schedules

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.parametrize
-from textbook import assert_bitwise, batch, clean_gradient, loss_on, perceptron
+from textbook import assert_bitwise, batch, clean_gradient, left, loss_on, perceptron
 from torch import Tensor, nn
-from variant_cases import VARIANTS, left, variants
+from variant_cases import VARIANTS, variants
 
 import rst
 from rst import schedules

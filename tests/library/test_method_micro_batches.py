@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from textbook import batch, clean_gradient, gradient, loss_on, mixed_gradient, perceptron
+from textbook import batch, clean_gradient, left, loss_on, mixed_gradient, perceptron
 from textbook_variants import Device, FriendlySam, Sam, device_of, network, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,10 +14,6 @@ from rst import schedules
 X, Y = batch(0, size=12)
 MICRO_BATCHES = list(zip(X.chunk(3), Y.chunk(3), strict=True))
 QUARTERS, UNEQUAL = [0.25] * 4, [0.5, 0.25, 0.25]
-
-
-def left(model: nn.Module) -> Tensor:
-    return gradient(list(model.parameters())).clone()
 
 
 # In the body of one loop over passes ----------------------------------------------------------------------------------

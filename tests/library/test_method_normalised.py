@@ -3,7 +3,16 @@
 import pytest
 import torch
 from gloo_ranks import results_of_ranks
-from textbook import Network, assert_bitwise, batch, clean_gradient, gradient, loss_on, perceptron, perturbed_gradient
+from textbook import (
+    Network,
+    assert_bitwise,
+    batch,
+    clean_gradient,
+    left,
+    loss_on,
+    perceptron,
+    perturbed_gradient,
+)
 from textbook_variants import Gsam, device_of, network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,10 +27,6 @@ X, Y = batch(0, size=12)
 
 def normalised(model: nn.Module, c: float = 2.0, schedule: schedules.Schedule | None = None, **arguments) -> rst.RST:
     return rst.RST(model, RHO, schedule or schedules.always(), c, normalise_clean=True, **arguments)
-
-
-def left(model: nn.Module) -> Tensor:
-    return gradient(list(model.parameters())).clone()
 
 
 def expected_gradient(model: nn.Module, c: float) -> Tensor:

@@ -1,8 +1,10 @@
-"""Theorems 1 and 2 on a quadratic, in the form that holds for a perturbation of fixed norm ρ.
+"""The law of G-RST's gradient noise, and Theorems 1 and 2 for a perturbation of fixed norm ρ, on a quadratic.
 
 L(θ) = ½ θᵀ H θ has a β-Lipschitz gradient with β the largest eigenvalue of H, satisfies the Polyak-Łojasiewicz
 condition (eq. 28) with ϱ the smallest, and has the minimum L* = 0.
 """
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,12 +37,49 @@ def start(seed: int = 0) -> Tensor:
     return torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr: float) -> float:
-    """E L(θ_{t+1}): the mean over a plain and a sharp step, with weights 1 - p and p."""
-    losses = []
+def both_steps(theta: Tensor, rho: float, c: float) -> Iterator[Quadratic]:
+    """The model after the backward passes of a plain step, and after those of a sharp one."""
     for schedule in (schedules.never(), schedules.always()):
         model = Quadratic(theta)
         rst.RST(model, rho, schedule, gamma_ratio=c).backward(model)
+        yield model
+
+
+# --------------------------------------------------------------------------------------------------- the gradient noise
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.floats(1e-3, 10),
+    rho=st.floats(1e-3, 3),
+    p=st.floats(0.02, 1),
+    c=st.floats(0, 20) | st.none(),
+)
+@settings(deadline=None, max_examples=100)
+def test_over_the_gate_the_gradient_has_the_mean_of_eq_8_and_a_noise_that_grows_with_c_squared(seed, size, rho, p, c):
+    """E g_t = g + p c (g_s - g) and E‖g_t - E g_t‖² = p (1 - p) c² ‖g_s - g‖² (eq. 6, 7 and 9).
+
+    At c = 1/p, which is drawn as None, these are SAM's gradient g_s and (1 - p)/p ‖g_s - g‖².
+    """
+    theta, ratio = size * start(seed), 1 / p if c is None else c
+    plain, sharp = (model.theta.grad for model in both_steps(theta, rho, ratio))
+    mean = (1 - p) * plain + p * sharp
+    noise = (1 - p) * (plain - mean).square().sum() + p * (sharp - mean).square().sum()
+
+    g = CURVATURES * theta
+    g_s = CURVATURES * (theta + rho * g / g.norm())
+    share, spread = (p * ratio, p * (1 - p) * ratio**2) if c is not None else (1.0, (1 - p) / p)
+    torch.testing.assert_close(mean, g + share * (g_s - g), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(noise, spread * (g_s - g).square().sum(), rtol=1e-7, atol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------------------- convergence
+
+
+def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr: float) -> float:
+    """E L(θ_{t+1}): the mean over a plain and a sharp step, with weights 1 - p and p."""
+    losses = []
+    for model in both_steps(theta, rho, c):
         torch.optim.SGD(model.parameters(), lr=lr).step()
         losses.append(model().item())
     return (1 - p) * losses[0] + p * losses[1]

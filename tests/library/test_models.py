@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.utils.parametrize
-from textbook import assert_bitwise, batch, clean_gradient, gradient, loss_on, mixed_gradient, perceptron
+from textbook import assert_bitwise, batch, clean_gradient, gradient, left, loss_on, mixed_gradient, perceptron
 from torch import Tensor, nn
-from variant_cases import VARIANTS, close, left, variants
+from variant_cases import VARIANTS, close, variants
 
 import rst
 from rst import schedules

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from textbook import assert_bitwise, batch, clean_gradient, loss_on
+from textbook import assert_bitwise, batch, clean_gradient, left, loss_on
 from textbook_variants import ALL, Asam, Gsam, LookSam, Sam, device_of, gradient_at, network, step_gradient, vector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from variant_cases import ALWAYS, RHO, STEPS, VARIANTS, close, left, variants
+from variant_cases import ALWAYS, RHO, STEPS, VARIANTS, close, variants
 
 import rst
 from rst.perturbation import Only

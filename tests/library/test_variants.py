@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from textbook import Network, assert_bitwise, perceptron, state
+from textbook import Network, assert_bitwise, left, perceptron, state
 from textbook_variants import (
     Sam,
     device_of,
@@ -24,7 +24,6 @@ from variant_cases import (
     STEPS,
     VARIANTS,
     close,
-    left,
     variants,
     without_per_sample_loss,
 )

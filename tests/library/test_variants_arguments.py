@@ -3,15 +3,9 @@
 import math
 
 import pytest
+from textbook import left
 from textbook_variants import device_of, network
-from variant_cases import (
-    ALWAYS,
-    NEVER,
-    RHO,
-    VARIANTS,
-    combining,
-    left,
-)
+from variant_cases import ALWAYS, NEVER, RHO, VARIANTS, combining
 
 import rst
 from rst.variants import ASAM, ESAM, GSAM, NAMES, SSAMD, SSAMF, LookSAM

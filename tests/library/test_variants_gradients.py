@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from textbook import Network, assert_bitwise, clean_gradient, perceptron, perturbed_gradient
+from textbook import Network, assert_bitwise, clean_gradient, left, perceptron, perturbed_gradient
 from textbook_variants import Chosen, device_of, network, set_gradient, step_gradient, vector
 from torch import Tensor, nn
 from variant_cases import (
@@ -18,7 +18,6 @@ from variant_cases import (
     close,
     combining,
     epsilon_of,
-    left,
     mask_of,
     random,
     step,

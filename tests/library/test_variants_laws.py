@@ -6,19 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textbook import assert_bitwise
+from textbook import assert_bitwise, left
 from textbook_variants import Chosen, vector
 from torch import Tensor
-from variant_cases import (
-    ALWAYS,
-    RHO,
-    close,
-    epsilon_of,
-    left,
-    mask_of,
-    random,
-    step,
-)
+from variant_cases import ALWAYS, RHO, close, epsilon_of, mask_of, random, step
 
 import rst
 from rst import schedules

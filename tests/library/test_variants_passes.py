@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from textbook import assert_bitwise, perceptron
+from textbook import assert_bitwise, left, perceptron
 from textbook_variants import device_of, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
-from variant_cases import ALWAYS, RHO, VARIANTS, left, variants
+from variant_cases import ALWAYS, RHO, VARIANTS, variants
 
 import rst
 

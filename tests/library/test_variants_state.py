@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from textbook import Network, assert_bitwise, perceptron, state
+from textbook import Network, assert_bitwise, left, perceptron, state
 from textbook_variants import ALL, Chosen, device_of
 from torch import Tensor
-from variant_cases import ALWAYS, RHO, VARIANTS, epsilon_of, left, mask_of, random, variants
+from variant_cases import ALWAYS, RHO, VARIANTS, epsilon_of, mask_of, random, variants
 
 import rst
 from rst import schedules

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from textbook import gradient
+from textbook import left
 from textbook_variants import (
     ALL,
     Asam,
@@ -19,7 +19,7 @@ from textbook_variants import (
     network,
     vector,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 import rst
 from rst import schedules
@@ -71,11 +71,6 @@ without_per_sample_loss = pytest.mark.parametrize(
 )
 
 combining = pytest.mark.parametrize("name", ["gsam", "looksam"])
-
-
-def left(model: nn.Module) -> Tensor:
-    """A copy of the gradient in ``.grad`` of the trainable parameters, as one vector."""
-    return gradient([p for p in model.parameters() if p.requires_grad]).clone()
 
 
 def close(actual: object, expected: object, tolerance: float = 1e-10) -> None:

@@ -29,8 +29,8 @@ NOTE = (
     "Images a second in training steps of the harness, with the batch and the micro-batches of the paper's "
     "recipe, the base optimizer alone (SGD; AdamW for ViTs) and SAM. SAM's time is over that of the base "
     "optimizer in the same form, and each form's speed over that of fp32. CNNs in TF32 and bf16 are in "
-    "channels_last, and their passes are replayed as one CUDA graph, but for the form that starts kernel by kernel; "
-    "the passes of ViTs, which have dropout, always start so. Minutes are those of the whole recipe on this one "
+    "channels_last. The passes of a step are replayed as one CUDA graph, but for the form that starts kernel by kernel "
+    "and for VGG16-BN and ViTs, whose dropout is not captured. Minutes are those of the whole recipe on this one "
     "GPU, without evaluation; the paper prints the others, for four A100."
 )
 

@@ -1,6 +1,5 @@
 """What a sweep of many short runs costs beyond their training."""
 
-import gc
 import io
 import itertools
 import statistics
@@ -88,11 +87,9 @@ def measure(
 def seconds_beyond_training(spec: RunSpec) -> dict[str, float]:
     """Train a run on one thread, as a worker does; the seconds of each of its `PARTS`, and of "records", the rest."""
     with one_thread(), timed(PARTS) as seconds:
-        local.free_the_run_before()
         begin = time.perf_counter()
         summary = train(spec, show_progress=False).summary
         total = time.perf_counter() - begin
-        gc.unfreeze()  # This process is no worker.
     return {**seconds, "records": total - summary["train_seconds"] - sum(seconds.values())}
 
 

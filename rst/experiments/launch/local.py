@@ -1,6 +1,5 @@
 """The runs of tables on this machine, several at a time."""
 
-import gc
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from rst.experiments.data.image_folders import is_there
 from rst.experiments.data.run_data import RunData, in_folders, open_images
 from rst.experiments.devices import available_cores, check_devices
 from rst.experiments.errors import InputError
-from rst.experiments.runs.record import STATUSES, Diverged, Locked, Record, open_record
+from rst.experiments.runs.record import ENDED, STATUSES, Diverged, Locked, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training.loop import train
@@ -66,23 +65,21 @@ def check(runs: Sequence[PlannedRun]) -> None:
         InputError: a device or the images of a data set are missing, so that each of its runs would fail; or a run
             that is done was trained on other images than those that are here.
     """
-    groups: dict[str, tuple[list[PlannedRun], list[PlannedRun]]] = defaultdict(lambda: ([], []))
-    for run in runs:
-        what = [
-            run.spec.dataset.model_dump(mode="json"),
-            run.spec.paths.model_dump(),
-            run.spec.device,
-            run.spec.devices,
-        ]
-        groups[json.dumps(what)][run.record.status in ("done", "diverged")].append(run)
-    for left, ended in groups.values():
-        if left:
-            check_devices(left[0].spec)
-            RunData(left[0].spec, torch.device("cpu"))
-        if ended and in_folders(ended[0].spec) and is_there(ended[0].spec.dataset.name, ended[0].spec.dataset.root):
-            digest = open_images(ended[0].spec).digest
-            for run in ended:
-                run.record.refuse_other_images(digest)
+    left: dict[str, list[PlannedRun]] = defaultdict(list)
+    ended: dict[str, list[PlannedRun]] = defaultdict(list)
+    for planned in runs:
+        spec = planned.spec
+        needs = [spec.dataset.model_dump(mode="json"), spec.paths.model_dump(), spec.device, spec.devices]
+        (ended if planned.record.status in ENDED else left)[json.dumps(needs)].append(planned)
+    for first, *_ in left.values():
+        check_devices(first.spec)
+        RunData(first.spec, torch.device("cpu"))
+    for group in ended.values():
+        spec = group[0].spec
+        if in_folders(spec) and is_there(spec.dataset.name, spec.dataset.root):
+            digest = open_images(spec).digest
+            for planned in group:
+                planned.record.refuse_other_images(digest)
 
 
 def default_workers(runs: Sequence[PlannedRun]) -> int:
@@ -106,7 +103,7 @@ class _Sweep:
         counts = Counter(status.values())
         print(f"{len(runs)} runs: " + ", ".join(f"{counts[name]} {name}" for name in STATUSES), flush=True)
 
-        todo = [planned for planned in runs if status[planned.record.id] not in ("done", "diverged")]
+        todo = [planned for planned in runs if status[planned.record.id] not in ENDED]
         # The runs of seed 0 come first, then those of seed 1: a machine that slows down then slows all rows of a table
         # alike, so that their times can still be compared.
         self.queue = deque(sorted(todo, key=lambda planned: planned.spec.seed))
@@ -119,25 +116,15 @@ class _Sweep:
         ]
         self.pools = [_pool(*settings) for settings in self.settings]
 
-        self.planned, self.done, self.told = len(runs), counts["done"] + counts["diverged"], False
+        self.count, self.ended, self.said_that_it_waits = len(runs), sum(counts[name] for name in ENDED), False
         self.work = {planned.record.id: planned.spec.expected_passes for planned in todo}
         self.passes = {planned.record.id: planned.record.propagations for planned in todo}
-        self.bar = tqdm(
-            total=sum(self.work.values()),
-            initial=sum(self.passes.values()),
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} passes [{elapsed}<{remaining}{postfix}]",
-            unit_scale=True,
-            smoothing=0,
-            disable=not todo,
-            dynamic_ncols=True,
-            miniters=0,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
+        self.bar = _bar(sum(self.passes.values()), sum(self.work.values()))
         for planned in runs:
             if status[planned.record.id] == "done":
                 try:
                     _ = planned.record.summary
-                except InputError as error:
+                except InputError as error:  # It is damaged, or of an older version: no table could be made of it.
                     self._fail(planned, str(error))
 
     def go_on(self) -> bool:
@@ -147,9 +134,9 @@ class _Sweep:
             for future in wait(self.running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
                 self._collect(future)
         elif self.queue:
-            if not self.told:
+            if not self.said_that_it_waits:
                 self.bar.write(f"waits for {len(self.queue)} runs of another process")
-            self.told = True
+            self.said_that_it_waits = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
         self._show()
         return bool(self.running or self.queue)
@@ -178,7 +165,7 @@ class _Sweep:
         for _ in range(len(self.queue)):
             planned = self.queue.popleft()
             status = planned.record.status
-            if status in ("done", "diverged"):
+            if status in ENDED:
                 self._finish(planned)
             elif status == "running":
                 self.queue.append(planned)
@@ -199,30 +186,45 @@ class _Sweep:
             self._finish(planned)
 
     def _finish(self, planned: PlannedRun) -> None:
-        self.done += 1
+        self.ended += 1
         if planned.record.diverged:
-            self.bar.write(f"{_place(planned)}: {planned.record.divergence}")
+            self.bar.write(f"{_label(planned)}: {planned.record.divergence}")
         self.passes[planned.record.id] = self.work[planned.record.id]
 
     def _fail(self, planned: PlannedRun, sentence: str) -> None:
-        self.failures.append(f"{_place(planned)}: {sentence}")
+        self.failures.append(f"{_label(planned)}: {sentence}")
         self.bar.write(f"failed: {self.failures[-1]}")
-        # The work that is left of a failed run is not going to be done.
+        # The bar must be able to reach its end, and the work that is left of a failed run is not going to be done.
         self.work[planned.record.id] = self.passes.setdefault(planned.record.id, 0.0)
 
     def _show(self) -> None:
         at_work = [planned for _, planned in self.running.values()]
-        if len(at_work) < len(self.pools):  # Then the runs that are left are at work in other processes.
+        if len(at_work) < len(self.pools):  # A worker is idle only while other processes have all runs that are left.
             at_work += self.queue
         for planned in at_work:
             self.passes[planned.record.id] = min(planned.record.propagations, self.work[planned.record.id])
         self.bar.total = sum(self.work.values())
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        self.bar.set_postfix_str(f"{self.done}/{self.planned} runs{failed}", refresh=False)
+        self.bar.set_postfix_str(f"{self.ended}/{self.count} runs{failed}", refresh=False)
         self.bar.update(sum(self.passes.values()) - self.bar.n)
 
 
-def _place(planned: PlannedRun) -> str:
+def _bar(passes: float, work: float) -> tqdm:
+    """The bar of a sweep that has done so many passes of so many."""
+    return tqdm(
+        total=work,
+        initial=passes,
+        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} passes [{elapsed}<{remaining}{postfix}]",
+        unit_scale=True,
+        smoothing=0,
+        disable=not work,
+        dynamic_ncols=True,
+        miniters=0,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )
+
+
+def _label(planned: PlannedRun) -> str:
     """Where in the tables a run stands, and its id."""
     wandb = planned.spec.wandb
     return f"{wandb.group}: {wandb.job_type}, seed {planned.spec.seed} ({planned.record.id})"
@@ -235,7 +237,7 @@ def _visible_gpus(place: int, devices: int) -> str:
 
 
 def _pool(threads: int, gpus: str | None) -> ProcessPoolExecutor:
-    """One worker process, which trains run after run, so that Python and torch start once."""
+    """A pool of one process, which trains run after run, so that Python and torch start once."""
     return ProcessPoolExecutor(1, get_context("spawn"), _set_up_worker, (threads, gpus))
 
 
@@ -249,18 +251,8 @@ def _set_up_worker(threads: int, gpus: str | None) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def free_the_run_before() -> None:
-    """Free what the run before has left in this process, and let later collections pass over what still exists.
-
-    These are imported modules, whose visit at every collection would take a fifth of a second.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def _train(spec: RunSpec) -> str | None:
     """Train one run in a worker; return why it failed, if it did. Raises `Locked` where another process trains it."""
-    free_the_run_before()
     try:
         train(spec, show_progress=False)
     except Locked:

@@ -9,7 +9,7 @@ import submitit
 
 from rst.experiments.errors import InputError, bad_input
 from rst.experiments.files import write_atomically
-from rst.experiments.runs.record import Diverged, Record, open_record
+from rst.experiments.runs.record import ENDED, Diverged, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
 from rst.experiments.training.loop import train
@@ -28,9 +28,7 @@ def submit(runs: Sequence[PlannedRun]) -> dict[str, str]:
         InputError: there is no Slurm here, or it refuses the jobs.
     """
     queued = _queued_ids()
-    missing = [
-        run for run in runs if run.record.status not in ("done", "diverged") and _slurm_id(run.record) not in queued
-    ]
+    missing = [run for run in runs if run.record.status not in ENDED and _slurm_id(run.record) not in queued]
     if not missing:
         return {}
     spec = missing[0].spec

@@ -1,9 +1,8 @@
 """``docs/claims.md``: the verdict on every claim at every scale that has records, and the evidence for it."""
 
 import os
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.records import Outcomes, outcomes_of
 from rst.experiments.report.results import folder_at
+from rst.experiments.report.tables import wrapped
 from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.claim_file import read_claims
 from rst.experiments.tables.claims import load_claims
-from rst.experiments.tables.expansion import PlannedRun, runs_of
+from rst.experiments.tables.expansion import runs_of
 
 INTRODUCTION = """\
 What the paper says, put so that it can come out either way, and what our runs say of it. Rows, directions, margins
@@ -41,7 +41,9 @@ error of guessing."""
 DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """The kinds of figures, and which of their facts are left out: without dates, equal results give equal files."""
 COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
+"""What several claims do that have a verdict."""
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
+"""How a table writes the direction that a claim expects."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def write(overrides: Sequence[str], tell: Callable[[str], None] = print) -> list
         InputError: the file of claims is wrong, a record is damaged, or a file cannot be written.
     """
     own = _read(overrides, tell)
-    runs = _runs(own.verdicts)
+    runs = runs_of(verdict.claim.table for verdict in own.verdicts)
     records.write(runs, own.outcomes, own.folder / records.NAME)
     files = [*_draw(own), own.folder / records.NAME]
     page = _place(own, overrides)
@@ -121,10 +123,6 @@ def _with_others(own: Scale, overrides: Sequence[str]) -> list[Scale]:
     return scales
 
 
-def _runs(verdicts: Iterable[Verdict]) -> list[PlannedRun]:
-    return runs_of(verdict.claim.table for verdict in verdicts)
-
-
 # ---------------------------------------------------------------------------------------------------------- the figures
 
 
@@ -132,41 +130,29 @@ def _draw(scale: Scale) -> list[Path]:
     """A figure of all claims, and one of each that was run."""
     folder = scale.folder / "figures"
     (folder / "claims").mkdir(parents=True, exist_ok=True)
-    said = f"scale {scale.name}"
-    whole = forest(scale.verdicts, f"Claims of the paper, {said}")
-    each = {
-        verdict.claim.name: forest([verdict], f"{verdict.claim.name}: {verdict.word}, {said}")
-        for verdict in scale.verdicts
-        if verdict.compared
-    }
-    files = [folder / f"claims.{kind}" for kind in DATES]
-    files += [folder / "claims" / f"{name}.svg" for name in each]
+    whole = forest(scale.verdicts, f"Claims of the paper, scale {scale.name}")
+    figures = {folder / f"claims.{kind}": whole for kind in DATES}
+    for verdict in scale.verdicts:
+        if verdict.compared:
+            title = f"{verdict.claim.name}: {verdict.word}, scale {scale.name}"
+            figures[folder / "claims" / f"{verdict.claim.name}.svg"] = forest([verdict], title)
     with mpl.style.context(STYLE):
-        for file, figure in zip(files, [*[whole] * len(DATES), *each.values()], strict=True):
+        for file, figure in figures.items():
             figure.savefig(file, metadata=DATES[file.suffix[1:]])
-    return files
+    return list(figures)
 
 
 # ------------------------------------------------------------------------------------------------------- the page
 
 
 def _page(scales: Sequence[Scale], page: Path) -> str:
+    parts = ["# What holds of the paper's claims", INTRODUCTION, _summary(scales)]
+    for scale in scales:
+        figure = _link(scale.folder / "figures" / "claims.png", page)
+        parts.append(f"![The claims at scale {scale.name}]({figure})")
     by_claim = zip(*(scale.verdicts for scale in scales), strict=True)
-    return (
-        "\n\n".join(
-            [
-                "# What holds of the paper's claims",
-                INTRODUCTION,
-                _summary(scales),
-                *(
-                    f"![The claims at scale {scale.name}]({_link(scale.folder / 'figures' / 'claims.png', page)})"
-                    for scale in scales
-                ),
-                *(_section(verdicts, scales, page) for verdicts in by_claim),
-            ]
-        )
-        + "\n"
-    )
+    parts += [_section(verdicts, scales, page) for verdicts in by_claim]
+    return "\n\n".join(parts) + "\n"
 
 
 def _link(file: Path, page: Path) -> str:
@@ -211,34 +197,38 @@ def _section(verdicts: Sequence[Verdict], scales: Sequence[Scale], page: Path) -
 
 
 def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
-    claim, content = verdict.claim, verdict.claim.content
-    if verdict.word == "not run":
-        head = f"`{scale.name}`: not run: {verdict.why_not_run}."
-    else:
-        head = (
-            f"`{scale.name}`: {_word(verdict)}; n = {claim.seeds} seeds; after Holm's correction p = "
-            f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails."
-        )
-    diverged = f" {verdict.diverged} runs diverged." if verdict.diverged else ""
-    if not claim.runs:
-        return [head]
-    passes = sum(run.spec.expected_passes for run in claim.runs)
-    command = f"python scripts/sweep.py {claim.name} scale={scale.name}"
-    ended = [scale.outcomes[run.record.id] for run in claim.runs if run.record.id in scale.outcomes]
-    seconds = sum(outcome.summary.get("train_seconds", 0.0) for outcome in ended)
-    cost = (
-        f"Rows of `configs/tables/{content.table}.yaml`. {len(claim.runs)} runs, {passes:,.0f} passes, of which "
-        f"{len(ended)} runs took {seconds / 3600:.2f} hours: `{command}`; with `--dry-run` it lists their ids."
-    )
-    parts = [_filled(head + diverged)]
+    """The paragraphs on a claim at one scale: the verdict, the comparisons, their figure and what the runs cost."""
+    if not verdict.claim.runs:
+        return [_verdict(verdict, scale)]
+    parts = [wrapped(_verdict(verdict, scale))]
     if verdict.compared:
-        figure = _link(scale.folder / "figures" / "claims" / f"{claim.name}.svg", page)
-        parts += [_comparisons(verdict.compared, content.gap), f"![Intervals of {claim.name}]({figure})"]
-    return [*parts, cost]
+        figure = _link(scale.folder / "figures" / "claims" / f"{verdict.claim.name}.svg", page)
+        parts.append(_comparisons(verdict.compared, verdict.claim.content.gap))
+        parts.append(f"![Intervals of {verdict.claim.name}]({figure})")
+    return [*parts, _cost(verdict, scale)]
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+def _verdict(verdict: Verdict, scale: Scale) -> str:
+    diverged = f" {verdict.diverged} runs diverged." if verdict.diverged else ""
+    if verdict.word == "not run":
+        return f"`{scale.name}`: not run: {verdict.why_not_run}.{diverged}"
+    return (
+        f"`{scale.name}`: {_word(verdict)}; n = {verdict.claim.seeds} seeds; after Holm's correction p = "
+        f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails.{diverged}"
+    )
+
+
+def _cost(verdict: Verdict, scale: Scale) -> str:
+    """Which runs the verdict needs, what those that have ended took, and the command that trains them."""
+    runs = verdict.claim.runs
+    passes = sum(run.spec.expected_passes for run in runs)
+    ended = [scale.outcomes[run.record.id] for run in runs if run.record.id in scale.outcomes]
+    seconds = sum(outcome.summary.get("train_seconds", 0.0) for outcome in ended)
+    command = f"python scripts/sweep.py {verdict.claim.name} scale={scale.name}"
+    return (
+        f"Rows of `configs/tables/{verdict.claim.content.table}.yaml`. {len(runs)} runs, {passes:,.0f} passes, of "
+        f"which {len(ended)} runs took {seconds / 3600:.2f} hours: `{command}`; with `--dry-run` it lists their ids."
+    )
 
 
 def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
@@ -275,6 +265,7 @@ def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
 
 
 def _side(weights: Mapping[str, float]) -> str:
+    """One side of a comparison: a row, the mean of some rows, or a sum of shares of them."""
     total = sum(weights.values())
     if len(weights) == 1:
         return next(iter(weights))

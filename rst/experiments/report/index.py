@@ -6,7 +6,7 @@ from pathlib import Path
 from rst.experiments.files import write_atomically
 from rst.experiments.report import figures
 from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
-from rst.experiments.report.labels import images_of
+from rst.experiments.report.labels import images_of, unlike_the_paper
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, scale_of, title_of
 from rst.experiments.report.tables import caption, markdown, readable, wrapped
 from rst.experiments.report.verdict import VerdictLine, counted
@@ -46,7 +46,7 @@ def _head(tables: Sequence[Filled]) -> str:
     lines += [f"{done:,} of {len(runs):,} runs are done. `make report{f' SCALE={scale}' if scale else ''}` also writes "
               "`report.html`, one page with all of this and links to the records of your own runs."]  # fmt: skip
     if not of_the_paper(cells):
-        lines += ["", "**Not the paper's setting:** images, networks and epochs differ from the paper's, so that its "
+        lines += ["", f"**Not the paper's setting:** {unlike_the_paper(cells)} differ from the paper's, so that its "
                   "numbers are not shown beside these."]  # fmt: skip
     return "\n".join(lines)
 
@@ -58,6 +58,7 @@ def _verdicts(verdicts: Sequence[VerdictLine]) -> list[str]:
     lines = [
         f"- **{verdict.outcome}**: {verdict.claim}{f' ([evidence]({verdict.evidence}))' if verdict.evidence else ''}"
         for verdict in verdicts
+        if verdict.outcome != "not run"
     ]
     return [f"## {len(verdicts)} claim{'s' * (len(verdicts) > 1)} of the paper: {said}", "\n".join(lines)]
 

@@ -7,11 +7,19 @@ from rst.experiments.tables.expansion import Cell
 
 SPELLINGS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 """The data sets of the paper, as a reader should see them. Table files keep the paper's own spelling, "Cifar10"."""
+FULL_SIZE = ("paper", "gpu")
+"""The scales whose networks are the paper's own; at others they are slim versions."""
 
 
 def network_of(cell: Cell) -> str:
-    """The cell's network, as a reader should call it: off the paper's scale it is a slim version."""
-    return f"slim {cell.network}" if cell.network and cell.spec.scale != "paper" else cell.network
+    """The cell's network, as a reader should call it: a slim version is called so."""
+    return f"slim {cell.network}" if cell.network and cell.spec.scale not in FULL_SIZE else cell.network
+
+
+def unlike_the_paper(cells: Sequence[Cell]) -> str:
+    """What of these cells, none of which is the paper's own, is not as in the paper."""
+    on_digits = any("digits" in (cell.spec.dataset.name, cell.spec.dataset.source) for cell in cells)
+    return "epochs" if cells[0].spec.scale in FULL_SIZE and not on_digits else "images, networks and epochs"
 
 
 def dataset_of(cell: Cell) -> str:

@@ -19,7 +19,7 @@ from rst.experiments.report import figures
 from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
 from rst.experiments.report.figures.panels import PALETTE
 from rst.experiments.report.inline import inline
-from rst.experiments.report.labels import datasets_of, images_of, network_of, networks_of
+from rst.experiments.report.labels import datasets_of, images_of, network_of, networks_of, unlike_the_paper
 from rst.experiments.report.records import Outcome
 from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
 from rst.experiments.report.tables import best_rows, caption, readable
@@ -63,7 +63,7 @@ def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path
     page = _template().render(
         scale=next(filter(None, map(scale_of, tables)), ""),
         images=images_of(cell for cell in cells if cell.runs),
-        comparable=of_the_paper(cells),
+        unlike="" if of_the_paper(cells) else unlike_the_paper(cells),
         done=len(done),
         planned=len(runs),
         seconds=sum(outcome.summary["train_seconds"] for outcome in done),

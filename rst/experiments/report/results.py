@@ -4,11 +4,11 @@ All tables, figures and pages are made from the frame that `results` returns.
 """
 
 import math
+import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def of_the_paper(cells: Iterable[Cell]) -> bool:
 
 
 def scale_of(table: Table) -> str:
-    """The scale of the table's runs; empty for runs on the digits alone, which at any scale are not the paper's."""
+    """The scale of the table's runs. It is empty for runs on all of the digits, which the paper has at no scale."""
     digits_alone = all(cell.spec.dataset.name == "digits" for cell in table.cells)
     return "" if digits_alone and table.cells[0].spec.scale == "paper" else table.cells[0].spec.scale
 
@@ -66,13 +66,13 @@ def folder_at(spec: RunSpec, stands_in: bool = False) -> Path:
 
 
 def stem_of(table: Table) -> str:
-    """How the names of the table's files begin: off the paper's scale with the scale, for files leave their folder."""
+    """How the names of the table's files begin. Off the paper's scale they have it too: a file may leave its folder."""
     folder = folder_of(table)
     return table.name if folder == Path(table.cells[0].spec.paths.runs).parent else f"{table.name}-{folder.name}"
 
 
 def title_of(table: Table) -> str:
-    """The table's title; off the paper's scale with the images, which are not those that the paper's tables are of."""
+    """The table's title; off the paper's scale with the images that stand in the place of the paper's."""
     at_scale = table.runs and scale_of(table) not in ("", "paper")
     return f"{table.title}: {images_of(table.cells)}" if at_scale else table.title
 
@@ -147,17 +147,18 @@ def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
             "measure_sharpness=true in overrides."
         )
     numbers = paper_numbers(table.paper).to_dict("records") if table.paper else []
-    shown = of_the_paper(table.cells)
+    comparable = of_the_paper(table.cells)
+    metrics = table.metrics or [""]
     lines, times = [], []
     for cell, network, dataset in zip(table.cells, networks_of(table.cells), datasets_of(table.cells), strict=True):
         ended = {run.spec.seed: outcomes[run.record.id] for run in cell.runs if run.record.id in outcomes}
-        own = {seed: outcome for seed, outcome in ended.items() if not outcome.diverged}
-        asked = _asked(cell, network, dataset) | {"diverged": len(ended) - len(own)}
-        times += [times_of(own)] * max(1, len(table.metrics))
-        for metric in table.metrics or [""]:
+        done = {seed: outcome for seed, outcome in ended.items() if not outcome.diverged}
+        asked = _asked(cell, network, dataset) | {"diverged": len(ended) - len(done)}
+        times += [times_of(done)] * len(metrics)
+        for metric in metrics:
             reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
-            reported = reported if shown else dict.fromkeys(reported, math.nan)
-            lines.append(asked | {"metric": metric} | _measured(own.values(), metric) | reported)
+            reported = reported if comparable else dict.fromkeys(reported, math.nan)
+            lines.append(asked | {"metric": metric} | _measured(done.values(), metric) | reported)
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
     _compare_times(frame, times)
@@ -184,25 +185,25 @@ def _asked(cell: Cell, network: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def _measured(own: Collection[Outcome], metric: str) -> dict[str, Any]:
+def _measured(done: Collection[Outcome], metric: str) -> dict[str, Any]:
     """What came out of the runs of a cell; without a metric, its costs alone."""
-    mean, std, n = _spread(own, metric)
-    seconds, seconds_std, timed = _spread([one for one in own if one.conditions], "train_seconds")
+    mean, std, n = _spread(done, metric)
+    seconds, seconds_std, timed = _spread([one for one in done if one.conditions], "train_seconds")
     return {
-        "n": n if metric else len(own),
+        "n": n if metric else len(done),
         "mean": mean,
         "std": std,
-        "extra_propagations_realised": _spread(own, "extra_propagations_realised")[0],
+        "extra_propagations_realised": _spread(done, "extra_propagations_realised")[0],
         "train_seconds": seconds,
         "train_seconds_std": seconds_std,
         "timed": timed,
-        "passes": _spread(own, "propagations")[0],
+        "passes": _spread(done, "propagations")[0],
     }
 
 
-def _spread(own: Iterable[Outcome], key: str) -> tuple[float, float, int]:
+def _spread(done: Iterable[Outcome], key: str) -> tuple[float, float, int]:
     """Mean and standard deviation of a number over the runs that have it, and how many these are."""
-    values = [outcome.summary[key] for outcome in own if key in outcome.summary]
+    values = [outcome.summary[key] for outcome in done if key in outcome.summary]
     n = len(values)
     return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan, n
 
@@ -213,14 +214,17 @@ Times = Mapping[int, tuple[tuple[str, ...], float]]
 
 def times_of(own: Mapping[int, Outcome]) -> Times:
     """The times of the runs that are done, by seed, without those that ran under several conditions."""
-    known = {seed: (outcome.conditions, outcome.summary["train_seconds"]) for seed, outcome in own.items()}
-    return {seed: (conditions, seconds) for seed, (conditions, seconds) in known.items() if conditions}
+    return {
+        seed: (outcome.conditions, outcome.summary["train_seconds"])
+        for seed, outcome in own.items()
+        if outcome.conditions
+    }
 
 
 def _compare_errors(frame: pd.DataFrame) -> None:
     paper_n = frame["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
-    own, papers = (frame["mean"], frame["std"], frame["n"]), (frame["paper_mean"], frame["paper_std"], paper_n)
-    compared = welch(*own, *papers)
+    ours, papers = (frame["mean"], frame["std"], frame["n"]), (frame["paper_mean"], frame["paper_std"], paper_n)
+    compared = welch(*ours, *papers)
     frame[compared.columns] = compared
 
 
@@ -251,7 +255,7 @@ def _ratio(time: float, over: float) -> float:
 def _means_of_equals(*times: Times) -> list[float]:
     """The mean time of each, over the seeds that all have under the same conditions; nan where there are none."""
     seeds = equal_conditions(times)
-    return [mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
+    return [statistics.mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
 
 
 def equal_conditions(times: Sequence[Times]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tables for readers, as Markdown and LaTeX, and two CSV files: the results in full, and the records of the runs."""
+"""Tables for readers, as Markdown and LaTeX, each with a CSV file that has its results in full."""
 
 import operator
 import re
@@ -9,15 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from rst.experiments.files import write_atomically
-from rst.experiments.report.labels import dataset_of, network_of
-from rst.experiments.report.results import (
-    folder_of,
-    of_the_paper,
-    results,
-    scale_of,
-    stem_of,
-    title_of,
-)
+from rst.experiments.report.labels import dataset_of, network_of, unlike_the_paper
+from rst.experiments.report.results import folder_of, of_the_paper, results, scale_of, stem_of, title_of
 from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
 
@@ -29,12 +22,13 @@ ERRORS = {
     "train_error": "on training images",
     "validation_error": "on held-out images",
 }
+"""What a reader is told of a metric in a table of errors alone."""
 METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
     **{"train_error": "error on training images [%]", "validation_error": "error on held-out images [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
 }
-"""What a reader is told that a line has, in a table of errors alone, and in one that has how sharp minima are too."""
+"""What a reader is told of a metric in a table that also has how sharp minima are."""
 
 MEANINGS = {
     "Test error [%]": "Test error: mean ± standard deviation over seeds, after the last epoch.",
@@ -71,14 +65,14 @@ LATEX = str.maketrans(
 
 def write(table: Table) -> list[Path]:
     """Write the table as Markdown, CSV and LaTeX; return the files."""
-    folder, frame = folder_of(table), results(table)
+    folder, frame = folder_of(table) / "tables", results(table)
     shown = _readable(frame)
     contents = {
-        folder / "tables" / f"{stem_of(table)}.md": _markdown(table, shown),
-        folder / "tables" / f"{stem_of(table)}.csv": frame.to_csv(index=False),
-        folder / "tables" / f"{stem_of(table)}.tex": _latex(table, shown),
+        folder / f"{stem_of(table)}.md": _markdown_file(table, shown),
+        folder / f"{stem_of(table)}.csv": frame.to_csv(index=False),
+        folder / f"{stem_of(table)}.tex": _latex_file(table, shown),
     }
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
         write_atomically(file, content)
     return list(contents)
@@ -135,7 +129,7 @@ def _schemes(frame: pd.DataFrame) -> pd.Series:
 def _errors(frame: pd.DataFrame) -> dict[str, pd.Series]:
     header = "Ours [%]" if frame["paper_mean"].notna().any() else "Test error [%]"
     ours = _text(frame["mean"], "{:.2f}") + _text(frame["std"], " ± {:.2f}")
-    sharp = frame["metric"].isin(SHARPNESS_KEYS)  # Of any magnitude.
+    sharp = frame["metric"].isin(SHARPNESS_KEYS)  # These may have any magnitude, so that decimals would not do.
     if sharp.any():
         header = "Ours"
         ours = ours.mask(sharp, _text(frame["mean"], "{:.3g}") + _text(frame["std"], " ± {:.2g}"))
@@ -203,9 +197,8 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
             f"{scale}seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
         ]
         if not of_the_paper(cells):
-            sentences += [
-                "Images, networks and epochs are not the paper's, so that its numbers are not shown beside these."
-            ]
+            what = unlike_the_paper(cells).capitalize()
+            sentences += [f"{what} are not the paper's, so that its numbers are not shown beside these."]
     else:
         sentences = [f"T = {_said(cells, lambda cell: f'{cell.spec.total_steps:,}')} steps; {scale}".strip("; ") + "."]
     sentences += [text.replace("<paper>", table.paper) for header, text in MEANINGS.items() if header in shown]
@@ -226,7 +219,7 @@ def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:
 
 
 def _said(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> str:
-    """The values of a fact; several, with the networks, data sets, groups or rows that have each, if these tell."""
+    """The values of a fact. Of several, each has the networks, data sets, groups or rows that have no other value."""
     values = _values(cells, fact)
     for label in (network_of, dataset_of, operator.attrgetter("group"), operator.attrgetter("row")):
         owners = [_values([cell for cell in cells if fact(cell) == value], label) for value in values]
@@ -248,12 +241,12 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def _markdown(table: Table, shown: pd.DataFrame) -> str:
+def _markdown_file(table: Table, shown: pd.DataFrame) -> str:
     text = wrapped(f"{table.caption} {caption(table, shown)}".strip())
     return f"# {title_of(table)}\n\n{markdown(shown)}\n\n{text}\n"
 
 
-def _latex(table: Table, shown: pd.DataFrame) -> str:
+def _latex_file(table: Table, shown: pd.DataFrame) -> str:
     """A ``longtable``, which may span several pages, with the caption as a paragraph under it."""
     cells = _sparse(shown).apply(
         lambda texts: texts.str.translate(LATEX).str.replace(r"(?<!\S)-(?=\d)", "$-$", regex=True)

@@ -2,13 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rst.experiments.compose import unknown_key
 from rst.experiments.errors import InputError
+from rst.experiments.keys import keys_of
 from rst.experiments.runs.record import Record
+from rst.experiments.sentences import unknown_key
 from rst.experiments.spec import RunSpec
 
 NAMED = ("dataset", "optimizer", "schedule", "scheme", "variant")
@@ -99,15 +100,7 @@ def values_of(record: Record) -> dict[str, Any]:
 
 def values_of_none() -> dict[str, None]:
     """The keys that every record has: those of a spec that have no options, and those that `values_of` adds."""
-
-    def keys(part: Any, prefix: str = "") -> Iterator[str]:
-        for name, field in part.model_fields.items():
-            if hasattr(field.annotation, "model_fields"):
-                yield from keys(field.annotation, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}"
-
-    return dict.fromkeys([*keys(RunSpec), "status", "model", *NAMED])
+    return dict.fromkeys([*keys_of(RunSpec), "status", "model", *NAMED])
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -32,6 +32,9 @@ STATUSES = ("done", "diverged", "half done", "running", "failed", "missing")
 """What `Record.status` may say. "diverged": the run ended because its loss was not finite. "half done": there is a
 checkpoint to go on from. "running": some process is training it. "failed": the last attempt ended in an error."""
 
+ENDED = ("done", "diverged")
+"""The statuses of a run that has its outcome, and is not trained any more."""
+
 SUMMARY_KEYS = (
     "test_error",
     "best_test_error",
@@ -49,8 +52,8 @@ SUMMARY_KEYS = (
 """Every summary has these keys; a data set or a split may add others."""
 
 SPLIT_KEYS = ("top5_error", "train_error", "validation_error")
-"""Errors that a summary may have beside that of the test images: from 100 classes on, of the training images in the
-last epoch, and where images are held out."""
+"""Errors that a summary may have besides that on the test images: the top-5 error (from 100 classes on), the error on
+the training images of the last epoch, and that on images held out of training (where there are some)."""
 
 SHARPNESS_KEYS = ("gradient_norm", "sharpness", "lambda_max")
 """The summary of a run with ``measure_sharpness`` has these keys too: what `rst.sharpness` measures, or null."""
@@ -217,12 +220,12 @@ class Record:
             Locked: another process holds the record open.
             InputError: the folder cannot be written, or its file system has no locks.
         """
-        lock = FileLock(self._lock, timeout=0.2)  # Long enough to wait while another process asks for the status.
+        lock = FileLock(self._lock, timeout=0.2)  # Who asks for the status holds the lock, for a shorter time.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise Locked(f"run {self.id} is being trained by another process.") from error
+            raise self._in_use() from error
         except LOCK_ERRORS as error:
             if lacks_locks(error):
                 reason, other = "is on a file system without locks", "folder on another file system"
@@ -239,6 +242,9 @@ class Record:
         finally:
             lock.release()
 
+    def _in_use(self, fix: str = "") -> Locked:
+        return Locked(f"run {self.id} is being trained by another process{fix}.")
+
     def set_aside(self) -> Path | None:
         """Rename the folder to ``<id>.old-<n>``, so that the run can be trained anew; its new name, if there is one.
 
@@ -248,7 +254,7 @@ class Record:
         if not self.folder.exists():
             return None
         if self._locked():
-            raise Locked(f"run {self.id} is being trained by another process.")
+            raise self._in_use()
         others = (self.folder.with_name(f"{self.id}.old-{n}") for n in itertools.count(1))
         free = next(folder for folder in others if not folder.exists())
         with writing(self.folder):
@@ -262,7 +268,7 @@ class Record:
             Locked: a process trains the run.
         """
         if self._locked():
-            raise Locked(f"run {self.id} is being trained by another process: stop that first.")
+            raise self._in_use(": stop that first")
         with writing(self.folder):
             going = self.folder.with_name(f".removed-{self.id}")
             shutil.rmtree(going, ignore_errors=True)  # of a removal that was killed

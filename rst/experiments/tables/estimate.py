@@ -11,7 +11,7 @@ from statistics import mean
 from rst.experiments.compose import CONFIGS, compose
 from rst.experiments.devices import emulates_bfloat16
 from rst.experiments.errors import InputError
-from rst.experiments.runs.record import STATUSES, Record
+from rst.experiments.runs.record import ENDED, STATUSES, Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
@@ -122,7 +122,7 @@ class Forecast:
 
 def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool) -> Forecast:
     """The time of the runs that are left, divided over so many workers."""
-    left = [run for run in runs if run.record.status not in ("done", "diverged")]
+    left = [run for run in runs if run.record.status not in ENDED]
     examples = {kind(run.spec): run.spec for run in left}
     speeds = {key: speed(spec) for key, spec in examples.items()}
     here: dict[str, float] = defaultdict(float)
@@ -191,7 +191,7 @@ def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
     examples = {}
     for run in runs:
         status, passes = costs[run.record.id]
-        if status not in ("done", "diverged"):
+        if status not in ENDED:
             left[kind(run.spec)] += max(0.0, passes - run.record.propagations)
             examples[kind(run.spec)] = run.spec
     speeds = {key: speed(spec) for key, spec in examples.items()}

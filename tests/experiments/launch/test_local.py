@@ -1,6 +1,5 @@
 """Training the runs of a table on this machine: each run once, whatever is killed, locked, damaged or stopped."""
 
-import gc
 import json
 import multiprocessing
 import os
@@ -11,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -304,17 +302,3 @@ def test_every_worker_gets_as_many_gpus_as_a_run_has_devices(
     runs = [PlannedRun(planned.spec.changed(**changes), planned.record) for planned in trained]
     assert run(runs, workers) == []
     assert asked == gpus
-
-
-def test_a_worker_frees_the_run_before_and_lets_collections_pass_over_what_is_left() -> None:
-    class Cycle:
-        def __init__(self) -> None:
-            self.own = self
-
-    gone = weakref.ref(Cycle())
-    try:
-        local.free_the_run_before()
-        assert gone() is None
-        assert gc.get_freeze_count() > 10_000
-    finally:
-        gc.unfreeze()

@@ -1,7 +1,8 @@
 """Table files of a test, and records of runs that were never trained."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,18 @@ import pytest
 from rst.experiments.report.records import CONDITIONS
 from rst.experiments.runs.record import SUMMARY_KEYS, Record
 from rst.experiments.tables import claim_file, table_file
-from rst.experiments.tables.expansion import Cell, PlannedRun, Table
+from rst.experiments.tables.expansion import Cell, PlannedRun, Table, load_table
+
+SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
+"""The overrides of tables whose runs are on digits, by the smallest network."""
+
+ALONE = f"""
+title: Without the paper
+seeds: 2
+overrides: {SMALL}
+rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
+"""
+"""A table that has none of the paper's numbers beside its own."""
 
 CPU = dict.fromkeys(CONDITIONS, False) | {"device": "cpu", "devices": 1, "threads": 1, "autocast": None, "alone": True}
 
@@ -33,6 +45,37 @@ def claims(folder: Path, text: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claim_file, "FILE", folder / "claims.yaml")
         yield
+
+
+def standing_in(files: Mapping[str, str], text_of_claims: str | None = None) -> Callable[..., Iterator[None]]:
+    """The fixture by which, for all tests of a module, these table files and claims replace the project's."""
+
+    @pytest.fixture(scope="module", autouse=True)
+    def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        folder = tmp_path_factory.mktemp("configs")
+        (folder / "tables").mkdir()
+        own_claims = nullcontext() if text_of_claims is None else claims(folder, text_of_claims)
+        with table_files(folder / "tables", files), own_claims:
+            yield
+
+    return stand_in
+
+
+Load = Callable[..., Table]
+
+
+def loading() -> Callable[[Path], Load]:
+    """The fixture by which the tests of a module get a table by its name and overrides.
+
+    A table is composed once. Its records are in a folder of the test.
+    """
+    composed = functools.cache(load_table)
+
+    @pytest.fixture
+    def load(tmp_path: Path) -> Load:
+        return lambda name, *overrides: moved(composed(name, overrides), tmp_path / "runs")
+
+    return load
 
 
 def moved(table: Table, runs: Path) -> Table:

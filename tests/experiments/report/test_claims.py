@@ -1,13 +1,13 @@
 """Verdicts on claims, from runs whose results the test chooses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_runs import CPU, claims, finish, table_files
+from made_up_runs import CPU, finish, standing_in
 
 from rst.experiments.report.claims import WORDS, Verdict, judge
 from rst.experiments.report.records import Outcome, outcomes_of
@@ -61,12 +61,7 @@ NOISE = [0.02, -0.03, 0.01, 0.0, -0.02, 0.03, -0.01, 0.015]
 Load = Callable[[], dict[str, Claim]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("claims")
-    (folder / "tables").mkdir()
-    with table_files(folder / "tables", FILES), claims(folder, FILE):
-        yield
+_files = standing_in(FILES, FILE)
 
 
 @pytest.fixture

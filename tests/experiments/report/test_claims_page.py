@@ -1,11 +1,11 @@
 """The page of claims, its figures, and that a clone with the committed records alone writes the same bytes."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_up_runs import claims, finish, table_files
+from made_up_runs import finish, standing_in
 
 from rst.experiments.report import claims_page
 from rst.experiments.tables.claims import load_claims
@@ -36,12 +36,7 @@ claims:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("claims")
-    (folder / "tables").mkdir()
-    with table_files(folder / "tables", FILES), claims(folder, FILE):
-        yield
+_files = standing_in(FILES, FILE)
 
 
 def train(runs: Path, name: str, errors: dict[str, float]) -> None:

@@ -62,6 +62,14 @@ def test_it_opens_with_the_verdicts(tables: list[Table]) -> None:
     assert text.index("1 claim of the paper: 1 holds") < text.index("## Contents")
 
 
+def test_claims_that_are_not_run_are_counted_alone(tables: list[Table]) -> None:
+    verdicts = [VerdictLine("SAM helps.", "fails"), VerdictLine("RST helps.", "not run")]
+    text = index.write(tables, verdicts).read_text(encoding="utf-8")
+    assert "2 claims of the paper: 1 fails, 1 not run" in text
+    assert "SAM helps." in text
+    assert "RST helps." not in text
+
+
 def test_equal_records_give_an_equal_overview(tables: list[Table]) -> None:
     first = index.write(tables).read_bytes()
     assert index.write(tables).read_bytes() == first

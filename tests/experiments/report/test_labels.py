@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rst.experiments.report.labels import datasets_of, images_of, networks_of
+from rst.experiments.report.labels import datasets_of, images_of, networks_of, unlike_the_paper
 from rst.experiments.report.results import stem_of, title_of
 from rst.experiments.tables.expansion import Table, load_table
 
@@ -17,6 +17,7 @@ def labels(table: Table) -> list[list[str]]:
     ("overrides", "networks", "datasets", "images"),
     [
         ([], ["ResNet18", "WRN28-10"], ["CIFAR-10", "CIFAR-100"], "CIFAR-10 and CIFAR-100"),
+        (["scale=gpu"], ["ResNet18", "WRN28-10"], ["CIFAR-10", "CIFAR-100"], "CIFAR-10 and CIFAR-100"),
         (
             ["scale=digits"],
             ["slim ResNet18", "slim WRN28-10"],
@@ -43,6 +44,18 @@ def test_a_label_says_what_the_images_and_networks_are(
     table = load_table("table01", overrides)
     assert labels(table) == [networks, datasets]
     assert images_of(table.cells) == images
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["scale=gpu"], "epochs"),
+        (["scale=cpu"], "images, networks and epochs"),
+        (["dataset.source=digits"], "images, networks and epochs"),
+    ],
+)
+def test_what_is_not_as_in_the_paper_is_named(overrides: list[str], what: str) -> None:
+    assert unlike_the_paper(load_table("table01", overrides).cells) == what
 
 
 def test_data_sets_that_get_one_label_are_kept_apart() -> None:

@@ -1,33 +1,25 @@
 """``records.csv`` has what came out of every run, and a clone without records writes the same files from it."""
 
-import functools
 import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from made_up_runs import CPU, finish, finished, moved, table_files
+from made_up_runs import ALONE, CPU, SMALL, Load, finish, finished, loading, standing_in
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import records
 from rst.experiments.report.files import write
 from rst.experiments.report.records import CONDITIONS, Outcome, outcomes_of
 from rst.experiments.report.results import folder_of, results
-from rst.experiments.tables.expansion import PlannedRun, Table, load_table, runs_of
+from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
-SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
 FILES = {
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "other": f"""
         title: A network with other keys
         seeds: 1
@@ -53,22 +45,8 @@ FILES = {
         """,
 }
 
-Load = Callable[[str], Table]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with table_files(tmp_path_factory.mktemp("tables"), FILES):
-        yield
-
-
-composed = functools.cache(load_table)
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    """A table of FILES, with its records in a folder of the test."""
-    return lambda name: moved(composed(name), tmp_path / "runs")
+_files = standing_in(FILES)
+load = loading()
 
 
 def file_of(table: Table) -> Path:

@@ -2,27 +2,20 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import claims, table_files
+from made_up_runs import ALONE, SMALL, standing_in
 
 from rst.experiments.report.files import write
 from rst.experiments.report.results import fill, results
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import train
 
-SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
-
 FILES = {
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "times": f"""
         title: Times alone
         seeds: 1
@@ -33,12 +26,7 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("claims")
-    no_claims = "seeds: {paper: 2}\nclaims: {}\n"
-    with table_files(tmp_path_factory.mktemp("tables"), FILES), claims(folder, no_claims):
-        yield
+_files = standing_in(FILES, "seeds: {paper: 2}\nclaims: {}\n")
 
 
 TINY = ["dataset.train_images=64", "dataset.test_images=50", "recipe.epochs=3", "recipe.batch_size=32"]

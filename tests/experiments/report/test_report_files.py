@@ -1,20 +1,16 @@
 """The files of a table: its layout and caption, as Markdown and LaTeX, and its results as CSV."""
 
-import functools
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import finish, moved, table_files
+from made_up_runs import ALONE, SMALL, Load, finish, loading, standing_in
 
 from rst.experiments.report import tables
 from rst.experiments.report.results import folder_of, results
-from rst.experiments.tables.expansion import Table, load_table
-
-SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
+from rst.experiments.tables.expansion import Table
 
 FILES = {
     # Cells of Table 3, with digits as their images.
@@ -32,12 +28,7 @@ FILES = {
             networks: {{ViT-B16: [recipe.epochs=1200]}}
             rows: {{SAM: [scheme=sam]}}
         """,
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "formulas": f"""
         title: Formulas alone
         seeds: 0
@@ -64,22 +55,8 @@ FILES = {
         """,
 }
 
-Load = Callable[..., Table]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with table_files(tmp_path_factory.mktemp("tables"), FILES):
-        yield
-
-
-composed = functools.cache(load_table)
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    """A table of FILES, with its records in a folder of the test."""
-    return lambda name, *overrides: moved(composed(name, overrides), tmp_path / "runs")
+_files = standing_in(FILES)
+load = loading()
 
 
 def with_two_runs_a_cell(table: Table) -> Table:

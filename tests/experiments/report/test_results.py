@@ -1,18 +1,15 @@
 """The results of a table: the numbers of its runs, the paper's beside them, and how the two compare."""
 
-import functools
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from made_up_runs import CPU, finish, moved, table_files
+from made_up_runs import ALONE, CPU, SMALL, Load, finish, loading, standing_in
 from scipy import stats
 
 from rst.experiments.errors import InputError
@@ -21,8 +18,6 @@ from rst.experiments.report.labels import dataset_of, network_of
 from rst.experiments.report.results import folder_of, results
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import PlannedRun, Table, load_table
-
-SMALL = "[dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]"
 
 PAPER = "[model=resnet18, wandb.mode=disabled, device=cpu]"
 """Runs at the paper's scale, on its own images, which are not there: no run is trained."""
@@ -43,12 +38,7 @@ FILES = {
             networks: {{ViT-B16: [recipe.epochs=1200]}}
             rows: {{SAM: [scheme=sam]}}
         """,
-    "alone": f"""
-        title: Without the paper
-        seeds: 2
-        overrides: {SMALL}
-        rows: {{SGD: [scheme=sgd], SAM: [scheme=sam], "RST[50%]": [scheme=rst]}}
-        """,
+    "alone": ALONE,
     "families": f"""
         title: The same row in two families
         seeds: 1
@@ -89,22 +79,8 @@ FILES = {
         """,
 }
 
-Load = Callable[[str], Table]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with table_files(tmp_path_factory.mktemp("tables"), FILES):
-        yield
-
-
-composed = functools.cache(load_table)
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    """A table of FILES, with its records in a folder of the test."""
-    return lambda name: moved(composed(name), tmp_path / "runs")
+_files = standing_in(FILES)
+load = loading()
 
 
 def runs_of_cell(table: Table, row: str, dataset: str = "") -> list[PlannedRun]:
@@ -285,8 +261,8 @@ def test_a_cell_says_how_many_of_its_runs_diverged(load: Load, done: int, diverg
 
 
 @pytest.mark.parametrize("other", ["scale=smoke", "scale=cpu", "dataset.source=digits"])
-def test_off_the_papers_setting_there_is_none_of_its_numbers(tmp_path: Path, other: str) -> None:
-    table = moved(load_table("beside", [other]), tmp_path / "runs")
+def test_off_the_papers_setting_there_is_none_of_its_numbers(load: Load, other: str) -> None:
+    table = load("beside", other)
     for run in table.runs:
         finish(run, test_error=3 + run.spec.seed)
     frame = results(table)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from stopped_runs import whole_checkpoints
+from stopped_runs import contents, unfinished_run
 
 import rst
 from rst.experiments import build
@@ -251,16 +251,7 @@ def test_a_record_that_is_being_trained_is_not_set_aside(config: Config) -> None
 
 @pytest.fixture
 def unfinished(config: Config) -> Record:
-    """A run with one checkpoint, whose summary is still to be written."""
-    with whole_checkpoints():
-        record = train(config(), show_progress=False)
-    (record.folder / "summary.json").unlink()
-    (record.folder / "checkpoint.previous.pt").unlink()
-    return record
-
-
-def contents(record: Record) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in record.folder.iterdir()}
+    return unfinished_run(config())
 
 
 def test_a_second_process_on_one_run_is_refused(

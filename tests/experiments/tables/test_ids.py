@@ -17,7 +17,7 @@ from rst.experiments.tables.table_file import table_names
 
 FILE = Path(__file__).with_name("ids.csv")
 COMMAND = "python tests/experiments/tables/test_ids.py"
-SCALES = ("paper", "cpu", "digits", "smoke")
+SCALES = ("paper", "gpu", "cpu", "digits", "smoke")
 COLUMNS = ("scale", "table", "group", "network", "dataset", "row", "id")
 
 

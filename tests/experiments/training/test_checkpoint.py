@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from stopped_runs import a_signal, assert_same_outcome, whole_checkpoints
+from stopped_runs import a_signal, assert_same_outcome, contents, unfinished_run, whole_checkpoints
 
 from rst.experiments.errors import InputError
 from rst.experiments.runs.record import Record, open_record
@@ -107,15 +107,7 @@ def test_checkpoints_that_take_long_are_written_for_the_first_and_the_last_epoch
 
 @pytest.fixture
 def unfinished(config: Config) -> Record:
-    """A run with one checkpoint, whose summary is still to be written."""
-    record = train(config(), show_progress=False)
-    (record.folder / "summary.json").unlink()
-    (record.folder / "checkpoint.previous.pt").unlink()
-    return record
-
-
-def contents(record: Record) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in record.folder.iterdir()}
+    return unfinished_run(config())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no checkpoint", b"\x80\x02]."])
