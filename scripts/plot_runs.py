@@ -24,6 +24,8 @@ def main() -> int:
     parser.add_argument("words", nargs="+", metavar="RUN", help="an id, or a part of it; a table; or key=value")
     parser.add_argument("--output", type=Path, help="the figure without .png (default results/curves/<its runs>)")
     arguments = parser.parse_intermixed_args()
+    if arguments.output is not None and not arguments.output.name:
+        parser.error(f"--output {arguments.output} names no file: write one, as in --output curves/mine.")
     words = arguments.words
     tables = [word for word in words if word in {*table_names(), *COLLECTIONS}]
     places = [word for word in words if word.startswith("paths.")]

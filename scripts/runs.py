@@ -28,6 +28,9 @@ def main() -> int:
     parser.add_argument("--sort", metavar="COLUMN", help=f"list: by one of {', '.join(listing.COLUMNS)}")
     parser.add_argument("--yes", action="store_true", help="remove: without asking")
     arguments = parser.parse_intermixed_args()
+    for option, action in (("mean", "list"), ("sort", "list"), ("yes", "remove")):
+        if getattr(arguments, option) and arguments.action != action:
+            parser.error(f"--{option} is an option of {action}, not of {arguments.action}: leave it out.")
     places = [word for word in arguments.words if word.startswith("paths.")]
     words = [word for word in arguments.words if word not in places]
     if arguments.action in ("show", "compare", "remove") and not words:

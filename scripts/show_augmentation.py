@@ -8,7 +8,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from rst.experiments.compose import compose
-from rst.experiments.data import RunData
+from rst.experiments.data import RunData, readable
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError
 
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         spec = compose(arguments.overrides)
         loader = RunData(spec, torch_device(spec.device)).loader()
-        images, _ = next(loader.epoch(arguments.epoch))
+        images, _ = next(readable(loader.epoch(arguments.epoch)))
     except InputError as error:
         print(f"show_augmentation.py: {error}", file=sys.stderr)
         return 1

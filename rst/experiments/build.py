@@ -1,8 +1,10 @@
 """From a `RunSpec` to what it describes: network, optimizer, learning rates, method, precision."""
 
+import inspect
 import math
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 from hydra.utils import get_method
@@ -15,7 +17,7 @@ from rst.experiments.compose import builder_of
 from rst.experiments.errors import InputError, bad_input
 from rst.experiments.files import file_digest
 from rst.experiments.models.weights import load_weights, read_weights
-from rst.experiments.spec import RunSpec
+from rst.experiments.spec import RunSpec, refuse_unknown_options
 from rst.schedules import Schedule
 from rst.streams import stream
 
@@ -29,9 +31,14 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
     torch.manual_seed(stream("init", spec.seed).initial_seed())
     weights = spec.model.pretrained
     with bad_input():
-        model: nn.Module = get_method(builder_of("model", spec.network))(
-            **spec.model.options, **({"pretrained": True} if weights is True else {})
-        )
+        network: Callable[..., nn.Module] = get_method(builder_of("model", spec.network))
+        if weights is True and "pretrained" not in inspect.signature(network).parameters:
+            raise InputError(
+                f"model.pretrained=true, but there are no weights of {spec.network} to download: write "
+                "model.pretrained=<a file>, or take model=timm or model=torchvision."
+            )
+        refuse_unknown_options("model", network, spec.model.options)
+        model = network(**spec.model.options, **({"pretrained": True} if weights is True else {}))
         if isinstance(weights, str):
             if file_digest(weights) != spec.model.pretrained_digest:
                 raise InputError(
@@ -46,10 +53,9 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
 def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
     """The base optimizer over all parameters, at the base learning rate."""
     with bad_input("optimizer: "):
-        optimizer: Optimizer = get_method(builder_of("optimizer", spec.optimizer.name))(
-            model.parameters(), **spec.optimizer.options
-        )
-    return optimizer
+        optimizer: Callable[..., Optimizer] = get_method(builder_of("optimizer", spec.optimizer.name))
+        refuse_unknown_options("optimizer", optimizer, spec.optimizer.options)
+        return optimizer(model.parameters(), **spec.optimizer.options)
 
 
 def build_lr_scheduler(spec: RunSpec, optimizer: Optimizer) -> LambdaLR:

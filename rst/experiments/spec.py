@@ -6,7 +6,7 @@ a spec or a part of one, and none reads a config.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import model_validator
@@ -210,6 +210,11 @@ class RunSpec(Part):
                     f"model.{key}={options[key]} is not dataset.{of_data}={getattr(data, of_data)}: "
                     f"leave model.{key} out."
                 )
+        if self.model.pretrained_digest is not None and not isinstance(self.model.pretrained, str):
+            raise InputError(
+                f"model.pretrained_digest={self.model.pretrained_digest} has no effect without a file: write "
+                "model.pretrained=<the file that has it>, or leave the digest out."
+            )
         if len(self.model.blocks) != len(self.model.widths):
             raise InputError(
                 f"model.blocks={list(self.model.blocks)} and model.widths={list(self.model.widths)} differ in length: "
@@ -268,12 +273,19 @@ def steps_per_epoch(train_images: int, validation: int, batch_size: int) -> int:
 
 
 def _built(group: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:
+    refuse_unknown_options(group, factory, options)
+    with bad_input(f"{group}: "):
+        return factory(**options)
+
+
+def refuse_unknown_options(group: str, factory: Callable[..., Any], options: Iterable[str]) -> None:
+    """Raise `InputError` where a group has a key that is no argument of what its other keys build."""
     known = inspect.signature(factory).parameters
+    if any(argument.kind is argument.VAR_KEYWORD for argument in known.values()):
+        return  # It hands them on.
     for key in options:
         if key not in known:
             raise InputError(f"{group}.{key} is not an option of {factory.__name__}: leave it out.")
-    with bad_input(f"{group}: "):
-        return factory(**options)
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -292,12 +292,19 @@ REFUSED_AT_THE_START = [
     ("dataset.train_images=99", "dataset.train_images=99, but there are only 36 images"),
     ("model=timm model.name=resnet10", "model.name=resnet10 is no network of timm: did you mean "),
     ("model=torchvision model.name=resnet10", "model.name=resnet10 is no network of torchvision: did you mean "),
-    ("model=timm model.name=resnet10t +model.nothing=1", "unexpected keyword argument 'nothing'"),
+    ("model=timm model.name=resnet10t.nothing", "model.name=resnet10t.nothing is no network of timm: did you mean "),
+    ("model=timm model.name=resnet10t +model.nothing=1", "or not model.nothing=1 (ResNet.__init__() got an unexpected"),
+    ("model=timm model.name=resnet10t +model.block=basic", "or not model.block=basic ('str' object has no attribute"),
+    ("model=torchvision model.name=resnet18 +model.norm_layer=x", "): leave that out, or take another dataset.image_"),
     ("model=timm model.name=vit_tiny_patch16_224 dataset.image_size=8", "does not take images of dataset.image_size=8"),
     ("model=torchvision model.name=alexnet", "model.name=alexnet does not take images of dataset.image_size=32"),
-    ("model.pretrained=true", "'pretrained'"),
+    (
+        "model.pretrained=true",
+        "model.pretrained=true, but there are no weights of wrn10_1 to download: write model.pre",
+    ),
     ("model.pretrained={tmp}/text.pt", "{tmp}/text.pt has no weights that torch.load can read"),
     ("model.pretrained={tmp}/list.pt", "{tmp}/list.pt has no weights by name: save model.state_dict()."),
+    ("model.pretrained={tmp}/numbers.pt", "{tmp}/numbers.pt has no weights by name: save model.state_dict()."),
     ("model.pretrained={tmp}/other.pt", "{tmp}/other.pt does not fit the network: weight is [3, 4] there and missing"),
     ("model.pretrained={tmp}/list.pt model.pretrained_digest=abc", "not model.pretrained_digest=abc"),
 ]
@@ -309,10 +316,25 @@ def test_what_shows_only_when_the_network_is_built_is_refused_before_a_record_is
 ) -> None:
     (tmp_path / "text.pt").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbers.pt")
     saved(torch.nn.Linear(4, 3), tmp_path / "other.pt")
     spec = own(*words.format(tmp=tmp_path).split())
     assert sentence.format(tmp=tmp_path) in refusal(lambda: train(spec, show_progress=False))
     assert not Path(spec.paths.runs).exists()
+
+
+def test_a_damaged_image_is_named_by_the_script_that_shows_images(
+    tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_own_images(tmp_path / "pets", images=3)
+    for file in root.glob("cat/*"):
+        file.write_bytes(b"no image")
+    words = ["dataset=folder", f"dataset.root={root}", f"paths.cache={tmp_path}", "recipe.batch_size=6", "device=cpu"]
+    assert script("show_augmentation", *words, "--output", tmp_path / "seen.png") == 1
+    sentence = capsys.readouterr().err
+    assert sentence.startswith(f"show_augmentation.py: {root}/cat/")
+    assert "cannot be decoded" in sentence
+    assert not (tmp_path / "seen.png").exists()
 
 
 def test_weights_that_cannot_be_downloaded_are_one_sentence(own: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ REFUSED_AT_ONCE = [
     ("model=vit_s recipe.epochs=30", "recipe.warmup_epochs=40", "recipe.epochs=30", "shorten the warm-up"),
     ("dataset.channels=2", "dataset.channels=2", "dataset.mean"),
     ("model.num_classes=7", "model.num_classes=7", "dataset.num_classes=10", "leave model.num_classes out"),
+    ("model.pretrained_digest=abc", "model.pretrained_digest=abc has no effect", "write model.pretrained=<the file"),
     ("model=vgg16_bn model.blocks=[2,2]", "model.blocks=[2, 2]", "model.widths=[64, 128", "one width for each stage"),
     # code that a command names
     ("model._target_=torch.nn.Linear", "model._target_=torch.nn.Linear", "configs/model/resnet18.yaml", "model=<"),
@@ -138,9 +139,9 @@ REFUSED_AT_THE_START = [
     ("model=vit_ti dataset.image_size=30", "model.patch_size=4", "dataset.image_size=30", "divides"),
     ("model.depth=17", "model.depth", "17", "16, 22"),
     ("model=pyramidnet164 model.depth=100", "model.depth", "100", "9n + 2"),
-    ("+model.foo=1", "'foo'"),
+    ("+model.foo=1", "model.foo is not an option of WideResNet: leave it out."),
     ("optimizer.momentum=0", "optimizer", "Nesterov momentum"),
-    ("+optimizer.foo=1", "optimizer: ", "'foo'"),
+    ("+optimizer.foo=1", "optimizer.foo is not an option of SGD: leave it out."),
     ("paths.runs={tmp}/file/runs", "paths.runs={tmp}/file/runs", "cannot be written", "write paths.runs=<folder>"),
 ]
 

@@ -112,6 +112,29 @@ def test_what_finds_no_run_is_answered_by_one_sentence(finished: Path, words: li
     assert str(raised.value).startswith(sentence)
 
 
+def test_a_name_longer_than_a_path_may_be_is_the_name_of_no_run(finished: Path) -> None:
+    with pytest.raises(InputError, match="there is no run xxx"):
+        find(finished, ["x" * 5000])
+
+
+def test_a_folder_that_is_no_run_is_never_removed_though_it_has_a_config(
+    finished: Path, tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("debug: true")
+    assert script("runs", "remove", tmp_path, "--yes", f"paths.runs={finished}") == 1
+    assert f"{tmp_path} is no run" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_run_in_another_folder_is_found_by_its_path_and_a_damaged_one_in_its_own_folder(runs: Path) -> None:
+    record = find(runs, ["c2-s0"])[0]
+    other = record.folder.rename(runs.parent / record.id)
+    assert find(runs, [str(other)])[0].folder == other
+    damaged = find(runs, ["c2-s1"])[0]
+    (damaged.folder / "config.yaml").write_text("debug: true")
+    assert find(runs, [damaged.id])[0].folder == damaged.folder
+
+
 def test_records_that_were_set_aside_are_found_by_their_id_alone(runs: Path) -> None:
     record = find(runs, ["c2-s0"])[0]
     shutil.copytree(record.folder, aside := record.folder.with_name(f"{record.id}.old-1"))
@@ -193,6 +216,22 @@ def test_wrong_commands_are_answered_by_one_sentence(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{words[0]}.py: ")
     assert sentence.format(runs=finished).replace("seed=9 has", f"seed=9 paths.runs={finished} has") in line
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["runs", "show", "--mean", "c2-s0"], "--mean is an option of list, not of show: leave it out."),
+        (["runs", "list", "--yes"], "--yes is an option of remove, not of list: leave it out."),
+        (["plot_runs", "scheme=sgd", "--output", "/"], "--output / names no file: write one"),
+    ],
+    ids=str,
+)
+def test_options_that_a_command_cannot_use_are_refused(
+    script: Script, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert script(*words) == 2
+    assert f"{words[0]}.py: error: {sentence}" in capsys.readouterr().err
 
 
 def test_a_damaged_record_has_a_line_in_the_list(

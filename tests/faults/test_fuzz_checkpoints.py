@@ -1,5 +1,6 @@
-"""Wrong checkpoints, scored or trained further, are refused in one sentence, and no code in them runs."""
+"""Wrong checkpoints, scored, trained further or begun with, are refused in one sentence, and no code in them runs."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import yaml
 
 from .answers import TRAIN, Wrong, answer_all
-from .wrong_files import AGAIN, OWN, evil_pickles, saved
+from .wrong_files import AGAIN, DAMAGES, OWN, damage, evil_pickles, saved
 
 pytestmark = pytest.mark.faults
 
@@ -99,6 +100,38 @@ def test_scoring_a_wrong_checkpoint_is_refused_in_one_sentence_and_runs_no_code(
         found = answer_all([Wrong(TRAIN, [f"evaluate={folder.name}", "device=cpu"])], project)
         defects += [f"{name}: {text}" for text in found]
         (project / "canary").unlink(missing_ok=True)
+    assert defects == [], "\n".join(defects)
+
+
+def wrong_weights(state: Content) -> dict[str, bytes]:
+    """Files without the weights of the network, of which some are those of another one."""
+    weights = state["model"]
+    first = next(iter(weights))
+    models: Content = {"empty": {}, "list": [1], "number": 3, "text": "x", "one": {first: weights[first]}}
+    models |= {"shapes": {key: value[None] for key, value in weights.items()}, "types": dict.fromkeys(weights, 3)}
+    models |= {"other": {"weight": torch.zeros(3)}, "numbers": dict(enumerate(weights.values()))}
+    models |= {"nested": {"state_dict": {"state_dict": weights}}, "none": {"model": None}, "lacks": {**weights}}
+    del models["lacks"][first]
+    return evil_pickles() | {name: saved(model) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_beginning_with_wrong_weights_is_refused_in_one_sentence_and_runs_no_code(
+    suffix: str, project: Path, folder: Path
+) -> None:
+    script, words = AGAIN
+    file = project / f"weights{suffix}"
+    begin = Wrong(script, [*words, f"model.pretrained={file.name}"])
+    defects = []
+    for name, content in wrong_weights(torch.load(folder / "checkpoint.pt", weights_only=True)).items():
+        file.write_bytes(content)
+        defects += [f"{name}: {text}" for text in answer_all([begin], project)]
+    for kind in DAMAGES:
+        shutil.copy(folder / "checkpoint.pt", file)
+        damage(file, kind)
+        defects += [f"{kind}: {text}" for text in answer_all([begin], project)]
+        shutil.rmtree(file) if kind == "folder" else file.unlink()
+    assert not (project / "canary").exists()
     assert defects == [], "\n".join(defects)
 
 

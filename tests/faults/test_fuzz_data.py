@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_tree import make_own_images
 from PIL import Image
 
 from rst.experiments.data.cifar_files import KNOWN
 
-from .answers import PREPARE, SHOW, Wrong, answer_all, contents, run
+from .answers import PREPARE, SHOW, TRAIN, Wrong, answer_all, contents, defect, run
 from .wrong_files import DAMAGES, damage, evil_pickles, saved
 
 pytestmark = pytest.mark.faults
@@ -71,6 +72,59 @@ def wrong_data(folder: Path) -> Iterator[tuple[str, Path]]:
         for file in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
             (batches / file).write_bytes(content)
         yield name, folder / name
+
+
+def wrong_folders(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Folders of a user's own images that are wrong in one thing, each with a description."""
+    empty = {"no folder": (), "no class": ("",), "hidden classes": (".cat", ".dog"), "no images": ("cat", "dog")}
+    for name, classes in empty.items():
+        for own in classes:
+            (folder / name / own).mkdir(parents=True)
+        yield name, folder / name
+    shapes = {"one class": (3, ("cat",)), "one image a class": (1, ("cat", "dog"))}
+    for name, (images, classes) in shapes.items():
+        yield name, make_own_images(folder / name, images, classes)
+    for name in ("test alone", "other classes", "no test image", "train is a file"):
+        train = make_own_images(folder / name / "train", 3)
+        test = make_own_images(folder / name / "test", 3, ("cat", "dog", "fox" if name == "other classes" else "emu"))
+        if name in ("test alone", "train is a file"):
+            shutil.rmtree(train)
+        if name == "train is a file":
+            train.touch()
+        for file in (test / "emu").iterdir() if name == "no test image" else ():
+            file.rename(file.with_suffix(".txt"))
+        yield name, folder / name
+    for kind in DAMAGES:
+        make_own_images(folder / kind, 3)
+        for file in (folder / kind / "cat").iterdir():
+            damage(file, kind)
+        yield kind, folder / kind
+    for name, content in evil_pickles().items():
+        make_own_images(folder / name, 3)
+        for file in (folder / name / "dog").iterdir():
+            file.write_bytes(content)
+        yield name, folder / name
+
+
+@pytest.mark.parametrize("script", [SHOW, TRAIN])
+def test_wrong_folders_of_own_images_are_refused_in_one_sentence_and_no_code_in_them_runs(
+    script: str, project: Path, tmp_path: Path
+) -> None:
+    words = ["dataset=folder", "dataset.image_size=32", "model=wrn10_1", "recipe.batch_size=6", "recipe.epochs=1"]
+    words += ["scheme=sgd", "device=cpu", "wandb.mode=disabled"]
+    defects = []
+    for name, root in list(wrong_folders(tmp_path / "folders"))[:: 1 if script == SHOW else 3]:  # A run takes seconds.
+        command = Wrong(script, [*words, f"dataset.root='{root}'"])
+        before = contents(root)
+        found = defect(script, run(script, command.arguments))
+        runs = project / "results" / "runs"
+        for record in runs.glob("folder-*"):  # The images of a run are decoded while it trains.
+            found += f" and ended {record.name}" * (record / "summary.json").exists()
+            shutil.rmtree(record)
+        found += " and changed the images" * (contents(root) != before)
+        defects += [f"{name}: {found}"] if found else []
+    assert not (project / "canary").exists()
+    assert defects == [], "\n".join(defects)
 
 
 def test_wrong_data_is_refused_in_one_sentence_and_no_code_in_it_runs(

@@ -1,12 +1,14 @@
 """Each of more than a hundred wrong table files is refused in one sentence, and no code in it runs."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .answers import REPORT, TINY, Wrong, answer_all, run
+from .answers import REPORT, TINY, Wrong, answer_all, defect, run
+from .wrong_files import at_random
 
 pytestmark = pytest.mark.faults
 
@@ -106,6 +108,18 @@ def test_wrong_table_files_are_refused_in_one_sentence_and_change_nothing(projec
     for text in TABLES:
         file.write_bytes(text)
         defects += [f"{text[:200]!r}: {found}" for found in answer_all([Wrong(REPORT, ["wrong"])], project)]
+    assert not (project / "canary").exists()
+    assert defects == [], "\n".join(defects)
+
+
+def test_a_table_file_with_random_damage_is_used_or_refused_in_one_sentence(project: Path) -> None:
+    file = project / "configs" / "tables" / "two.yaml"
+    content, draw, defects = file.read_bytes(), random.Random(0), []
+    for _ in range(60):
+        file.write_bytes(damaged := at_random(content, draw))
+        answer = run(REPORT, ["two"])
+        found = defect(REPORT, answer) if answer.code else ""
+        defects += [f"{damaged!r}: {found}"] if found else []
     assert not (project / "canary").exists()
     assert defects == [], "\n".join(defects)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rst.experiments.compose import CONFIGS
 from rst.experiments.spec import RunSpec
 
-from .answers import IMPORT, PREPARE, REPORT, SHOW, SWEEP, TINY, TRAIN, Wrong
+from .answers import BENCH, IMPORT, PLOT, PREPARE, REPORT, RUNS, SHOW, SWEEP, TINY, TRAIN, Wrong
 
 
 def separated(text: str) -> list[str]:
@@ -121,6 +121,25 @@ recipe.batch_size=99999  dataset.num_classes=5  dataset.train_images=1001  datas
 network=resnet18  network=nothing  network=../model/wrn10_1  network=/etc/passwd
 optimizer.name=nothing  optimizer.name=../optimizer/sgd  optimizer.name=adamw
 schedule.name=nothing  schedule.name=Schedule  schedule.name=__all__  schedule.name=sine
+dataset=folder  dataset=folder dataset.root=nowhere  dataset=folder dataset.root=notes.txt
+dataset=folder dataset.root=results/runs  dataset=folder dataset.root=configs  dataset=folder dataset.root=pets/cat
+dataset.root=pets  dataset=folder dataset.root=''  dataset=folder dataset.root=[pets]
+model=timm  model=timm model.name=nothing  model=timm model.name=''  model=timm model.name=[resnet10t]
+model=timm model.name=../resnet10t  model=timm model.name=resnet10t +model.block=basic
+model=timm model.name=hf-hub:nobody/nothing  model=timm model.name=resnet10t model.heads=3
+model=timm model.name=resnet10t +model.nothing=1
+model=timm model.name=vit_tiny_patch16_224  model=timm model.name=resnet10t.nothing
+model=torchvision model.name=resnet18  model=torchvision model.name=nothing  model=torchvision model.name=raft_small
+model=torchvision model.name=null  model.name=resnet10t  model=resnet10t
+model.pretrained=true  model.pretrained=false  model.pretrained=nowhere.pt  model.pretrained=notes.txt
+model.pretrained=results  model.pretrained=3  model.pretrained=''  model.pretrained=pets/cat/0.png
+model.pretrained_digest=abc  model.pretrained=data/cache/cifar100.pt
+recipe=own recipe.lr=0.1  recipe=own recipe.batch_size=99  recipe=own recipe.epochs=0  recipe=own recipe.rho=auto
+schedule=ae_sam schedule.delta=1.5  schedule=ae_sam schedule.delta=x  schedule=ae_sam schedule.lambda_1=null
+schedule=ae_sam schedule.p=0.5  schedule=ae_sam schedule.lambda_2=nan  schedule=ae_sam scheme=grst
+variant=friendly variant.sigma=x  variant=friendly variant.decay=-1  variant=friendly variant.eta=0
+variant=friendly variant.decay=null  variant=friendly variant.sigma=inf
+dataset.validation=-1  dataset.validation=49  dataset.validation=x  dataset.label_noise=1.5
 """)
 """Values that have the right type, values of keys whose type is not declared, and pairs of keys that contradict each
 other, for a small run on the digits."""
@@ -135,8 +154,42 @@ scale=cpu dataset=imagenet model=resnet50  scale=cpu dataset=digits  dataset=dig
 dataset=digits model=resnet50  dataset=digits dataset.source=parquet  dataset=digits dataset.source=torchvision
 dataset=cifar10 dataset.image_size=16  dataset=cifar10 dataset.channels=1 dataset.mean=[0] dataset.std=[1]
 dataset=digits model.depth=17  dataset=digits optimizer.momentum=0  dataset=imagenet dataset.num_classes=3
+scheme=sam schedule=ae_sam  scheme=sgd schedule=ae_sam  scheme=gnr schedule=ae_sam  scheme=grst schedule=ae_sam
+scale=digits dataset=imagenet  scale=digits dataset=digits model=resnet50
+scale=digits dataset=digits dataset.root=pets  scale=digits dataset=digits dataset.train_images=1001
+scale=digits dataset=digits dataset.source=parquet  scale=digits dataset=folder dataset.root=pets
+dataset=folder scale=cpu  scale=gpu dataset=digits  scale=gpu dataset=imagenet
+dataset=folder dataset.root=pets dataset.source=digits
+dataset=folder dataset.root=pets recipe.batch_size=13  dataset=folder dataset.root=pets dataset.validation=12
 """)
 """Pairs of keys that contradict each other in a run at full size."""
+
+
+OWN = ["dataset=folder", "dataset.root=pets", "dataset.image_size=32", "augmentation=none", "recipe.batch_size=12"]
+OWN += ["model=wrn10_1", "recipe.epochs=1", "device=cpu", "wandb.mode=disabled", "paths.cache=data/cache"]
+"""The overrides of a run of one step on the user's own images."""
+
+WRONG_OF_OWN_IMAGES = separated("""
+dataset.num_classes=2  dataset.num_classes=4  dataset.train_images=13  dataset.test_images=4  dataset.validation=1
+dataset.digest=abc  dataset.digest=3  dataset.digest=''  dataset.channels=1  dataset.channels=4
+dataset.channels=1 dataset.mean=[0] dataset.std=[1]  dataset.source=parquet  dataset.source=torchvision
+dataset.source=digits  dataset.image_size=0  dataset.image_size=big  dataset.image_size=null
+dataset.mean=[0]  dataset.std=[0,0,0]  dataset.classes=[cat,dog]  dataset.train_images=0
+dataset.label_noise=-1  paths.cache=null  recipe.batch_size=13
+recipe.perturbation_batch=5  model.num_classes=2  model.in_channels=1  model=resnet50 dataset.image_size=8
+model=vit_ti dataset.image_size=30  model=timm model.name=resnet10t model.num_classes=5
+model=timm model.name=vit_tiny_patch16_224 dataset.image_size=8  model=torchvision model.name=alexnet
+model=torchvision model.name=mobilenet_v3_small model.pretrained=true
+model=torchvision model.name=vit_b_32 +model.image_size=31
+model=torchvision model.name=fasterrcnn_resnet50_fpn  model=torchvision model.name=resnet18 +model.nothing=1
+augmentation=cutout augmentation.cutout=99
+""")
+"""Values that are wrong for images of three classes, of which 12 are for training and 3 for the test."""
+
+
+def of_own_images(draw: random.Random) -> Iterator[Wrong]:
+    """`WRONG_OF_OWN_IMAGES`."""
+    return (Wrong(TRAIN if "model" in command else SHOW, [*OWN, *command.split()]) for command in WRONG_OF_OWN_IMAGES)
 
 
 def of_other_values(draw: random.Random) -> Iterator[Wrong]:
@@ -148,7 +201,8 @@ def of_other_values(draw: random.Random) -> Iterator[Wrong]:
         # Only train.py builds networks and optimizers; the other script is quicker.
         yield Wrong(TRAIN if re.search("model|optimizer|network", command) else SHOW, [*base, *own])
     for command in CONTRADICTIONS:
-        yield Wrong(draw.choice([TRAIN, SHOW]) if "digits" in command else SHOW, command.split())
+        # A run at full size of what is right would train for hours, which one on the digits would not.
+        yield Wrong(TRAIN if "digits" in command else SHOW, command.split())
 
 
 GROUPS = separated("augmentation  dataset  model  optimizer  recipe  scale  schedule  scheme  variant")
@@ -209,6 +263,10 @@ COMMANDS = {
         *commands("two --workers 1.5  scale=smoke  scale=huge two  nothing  two nothing  ../tables/two  two.yaml"),
         *commands("/etc/passwd  ünï  two two nothing  TWO  .  *  tables  figures  two --dry-run --dry-run=1"),
         *commands("two --launcher nothing  two -n 2"),
+        *commands(
+            "claims scale=cpu  claims nothing  grst-helps nothing  grst-helps scale=huge  claims two --workers 0"
+        ),
+        *commands("grst-helps seed=1,2  claims --workers 1 --launcher slurm  grst  GRST-HELPS  grst-helps.yaml"),
         *([], ["two", "--workers", ""], ["two", "--workers", "9" * 30, "scale=x"], ["two\n"], ["tw\x00o"]),
         *ODD_NAMES,
     ],
@@ -216,7 +274,10 @@ COMMANDS = {
         *commands(
             "scale=smoke  nothing  two nothing  ../tables/two  two.yaml  --nothing  two --page=3  two scale=huge"
         ),
-        *commands("--page  tables  .  two paths.runs=notes.txt  two paths.runs=notes.txt/runs"),
+        *commands("tables  .  two paths.runs=notes.txt  two paths.runs=notes.txt/runs"),
+        *commands("claims scale=cpu  claims scale=huge  claims nothing  claims grst-helps  claims seed=x  grst-helps"),
+        *commands("claims paths.runs=notes.txt  --page scale=huge  --page seed=x  two --prune=1  --prune"),
+        *commands("two claims scale=cpu  two --page scale=cpu"),
         *([], ["two\n"], ["tw\x00o"]),
         *ODD_NAMES,
     ],
@@ -233,6 +294,36 @@ COMMANDS = {
         *([*TINY, *words] for words in commands("--epoch -1  --output nowhere/a.png  --output results  --nothing")),
         *([*TINY, "--output", name] for name in ("", "a.nothing", "notes.txt/a.png", "x" * 300 + ".png", "a\x00.png")),
         *([""], [" "], ["\x00"]),
+    ],
+    RUNS: [
+        *commands("nothing  list --nothing  list --sort  list --sort nothing  list --mean=1  show  compare  remove"),
+        *commands("show nothing  compare nothing  remove nothing  remove nothing --yes  remove seed=99 --yes"),
+        *commands("compare scheme=sgd  show digits  remove digits --yes  remove --yes  list show  list recipe=cifar"),
+        *commands("list recipe.epoch=3  list =  list =1  list a=b  list seed  show .  show /  show ..  show data"),
+        *commands("show notes.txt  remove pets --yes  list paths.nothing=1  list paths.runs=  list paths.runs=null"),
+        *commands("list paths.runs=notes.txt  remove scheme=sgd  remove scheme=sgd,grst  remove status=done"),
+        *commands("remove status=running --yes  show --mean scheme=sgd  compare --sort status scheme=sgd,grst"),
+        *commands("list --yes  list scale=huge nothing  show scheme=sgd --yes"),
+        *commands("show app  remove app --yes  remove ./app --yes  remove results/../app --yes  remove .. --yes"),
+        *([], ["remove", ""], ["remove", "", "--yes"], ["remove", " ", "--yes"], ["remove", "*", "--yes"]),
+        *(["show", *name] for name in ODD_NAMES),
+    ],
+    PLOT: [
+        *commands("nothing  two nothing  two nothing=1  two scale=huge  scheme=sam  seed=99"),
+        *commands("tables scheme=sam  claims  digits  --output  scheme=sgd --output  two --nothing  two seed=x"),
+        *commands("scheme=sgd --output notes.txt/x  two --output /dev/null/x  two paths.runs=notes.txt"),
+        *commands("two paths.runs=nowhere  scheme=sgd paths.runs=nowhere  recipe.epoch=1  scheme=sgd nothing"),
+        *commands("scheme=sgd --output .  scheme=sgd --output /  two.yaml  =  ..  data  pets"),
+        *([], ["scheme=sgd", "--output", ""], ["scheme=sgd", "--output", "x" * 300]),
+        *ODD_NAMES,
+    ],
+    BENCH: [
+        *commands("nothing  vectors nothing  VECTORS  recipes  --rounds  --rounds 0  vectors --rounds -1"),
+        *commands("vectors --rounds x  vectors --rounds 1.5  --nothing  vectors --device nothing  vectors --output"),
+        *commands("vectors --device cuda:99  vectors --device meta  vectors --device cpu:  vectors seed=1"),
+        *commands("vectors --output notes.txt  vectors --output notes.txt/x  vectors --output /dev/null"),
+        *(["vectors", "--device", ""], ["vectors", "--output", "x" * 300]),
+        *ODD_NAMES,
     ],
     IMPORT: [
         *commands("nowhere  notes.txt  data  a/b/c  nowhere --group  data seed=x  data model=nothing  data --nothing"),
@@ -252,6 +343,7 @@ FAMILIES: dict[str, Callable[[random.Random], Iterator[Wrong]]] = {
     "key": of_every_key,
     "misspelt": of_misspelt_keys,
     "value": of_other_values,
+    "own images": of_own_images,
     "choice": of_unknown_choices,
     "grammar": of_broken_grammar,
     "option": of_options,

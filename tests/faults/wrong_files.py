@@ -33,6 +33,26 @@ def damage(file: Path, kind: str) -> None:
         file.write_bytes((texts | {"garbage": random.Random(0).randbytes(999)})[kind])
 
 
+def at_random(content: bytes, draw: random.Random) -> bytes:
+    """The content with a part cut out, put in twice, in another place or with other bytes, or with a line gone."""
+    begin, end = sorted(draw.choices(range(len(content) + 1), k=2))
+    end = min(end, begin + draw.choice([1, 4, 40, len(content)]))
+    before, part, after = content[:begin], content[begin:end], content[end:]
+    lines = content.splitlines(keepends=True)
+    del lines[draw.randrange(len(lines))]
+    signs = b"\n,:;[]{}'\"#-&*!|>%@`\\ \t09azAZ\x00\xff"
+    return draw.choice(
+        [
+            before + after,
+            before + part + part + after,
+            after + part + before,
+            before + bytes(draw.choices(signs, k=len(part) or 1)) + after,
+            before + draw.randbytes(len(part)) + after,
+            b"".join(lines),
+        ]
+    )
+
+
 class Evil:
     """An object whose pickle makes the file ``canary`` where it is loaded."""
 

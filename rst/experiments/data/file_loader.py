@@ -141,7 +141,7 @@ def decoded_batches(
     this process at a time.
 
     Raises:
-        ValueError: a file cannot be decoded; the sentence names it.
+        ValueError: a file cannot be decoded, which the sentence names, or a worker was killed.
     """
     chunks_of_batches = [[chunk.tolist() for chunk in batch.chunk(max(workers, 1))] for batch in batches]
     decoded = iter(
@@ -159,13 +159,26 @@ def decoded_batches(
         for chunks in chunks_of_batches:
             images = []
             for _ in chunks:
-                crops = next(decoded)
+                crops = _next(decoded)
                 if isinstance(crops, ValueError):
                     raise crops
                 images.append(crops.to(device, non_blocking=True))
             yield torch.cat(images).permute(0, 3, 1, 2).contiguous()
     finally:
         del decoded  # Ends the workers at once; a traceback that refers to this frame would keep them alive.
+
+
+def _next(decoded: Iterator[Tensor | ValueError]) -> Tensor | ValueError:
+    """What a worker has made next; a `ValueError` as well where a worker is gone."""
+    try:
+        return next(decoded)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        return ValueError(
+            "a process that decodes images was killed, as where memory runs out: take a smaller recipe.batch_size or "
+            "dataset.image_size."
+        )
 
 
 class DecodedCrops(TorchDataset[Tensor | ValueError]):

@@ -91,6 +91,9 @@ class RunData:
         """The images of the split ``name`` in order and not augmented; every rank has every ``world_size``-th of them.
 
         Yields normalised images, float32 [B, C, H, W], and labels, int64 [B].
+
+        Raises:
+            InputError: a file cannot be decoded; the sentence names it.
         """
         return self._in_order(self.splits[name][self.rank :: self.world_size], EVALUATION_BATCH)
 
@@ -102,7 +105,8 @@ class RunData:
         data = self.spec.dataset
         settings = (batch_size, data.mean, data.std, self.device)
         if isinstance(split, Files):
-            return centre_crop_batches(split, *settings, image_size=data.image_size, workers=self.workers)
+            crops = centre_crop_batches(split, *settings, image_size=data.image_size, workers=self.workers)
+            return readable(crops)
         return evaluation_batches(split, *settings)
 
 

@@ -1,13 +1,13 @@
 """Any network of timm or torchvision, with the classes and the images of the data set."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rst.experiments.errors import one_sentence
+from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.models.common import check_data
 from rst.experiments.models.weights import load_weights
 from rst.guards import preserved_buffers
@@ -29,14 +29,18 @@ def timm_network(
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: there is no such network, it does not take such images, or its weights cannot be downloaded.
+        ValueError: there is no such network, or it does not take such images or options.
+        InputError: its weights cannot be downloaded.
     """
     import timm
 
     check_data(num_classes, in_channels)
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    try:
+        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    except RuntimeError as error:  # The network has no weights of this tag.
+        raise _unknown("timm", name, timm.list_models()) from error
     size = {"img_size": image_size} if fixed and "img_size" not in options else {}
 
     def build() -> nn.Module:
@@ -45,7 +49,7 @@ def timm_network(
             return timm.create_model(name, **settings)
         return _downloaded(name, lambda: timm.create_model(name, pretrained=True, **settings))
 
-    return _fitting(name, num_classes, in_channels, image_size, build)
+    return _fitting(name, num_classes, in_channels, image_size, options, build)
 
 
 def torchvision_network(
@@ -68,14 +72,14 @@ def torchvision_network(
     plain = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
     def build() -> nn.Module:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **{**size, **plain, **options})
-        if pretrained:
-            weights = _downloaded(name, lambda: models.get_model_weights(name).DEFAULT.get_state_dict(progress=False))
-            own = {key: value for key, value in weights.items() if not (plain and key.startswith(("aux", "AuxLogits")))}
-            load_weights(model, own, f"model.pretrained=true of {name}")
-        return model
+        return models.get_model(name, weights=None, num_classes=num_classes, **{**size, **plain, **options})
 
-    return _fitting(name, num_classes, in_channels, image_size, build)
+    model = _fitting(name, num_classes, in_channels, image_size, options, build)
+    if pretrained:
+        weights = _downloaded(name, lambda: models.get_model_weights(name).DEFAULT.get_state_dict(progress=False))
+        own = {key: value for key, value in weights.items() if not (plain and key.startswith(("aux", "AuxLogits")))}
+        load_weights(model, own, f"model.pretrained=true of {name}")
+    return model
 
 
 def _unknown(library: str, name: str, names: Sequence[str]) -> ValueError:
@@ -88,7 +92,7 @@ def _downloaded(name: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except Exception as error:  # Networks fail in many ways.
-        raise ValueError(
+        raise InputError(
             f"model.pretrained=true finds no weights for model.name={name} ({_reason(error)}): write "
             "model.pretrained=<a file of weights>."
         ) from error
@@ -98,16 +102,27 @@ def _reason(error: Exception) -> str:
     return one_sentence(error).rstrip(".")
 
 
-def _fitting(name: str, num_classes: int, channels: int, image_size: int, build: Callable[[], nn.Module]) -> nn.Module:
+def _fitting(
+    name: str,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    options: Mapping[str, Any],
+    build: Callable[[], nn.Module],
+) -> nn.Module:
     """The network, which has taken two such images as it does in training; its buffers are as before."""
     try:
         model = build()
         with torch.no_grad(), preserved_buffers(model):
             logits = model(torch.zeros(2, channels, image_size, image_size))
-    except (RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Libraries check little before they compute with it.
+        own = " or ".join(f"model.{key}={value}" for key, value in options.items())
         raise ValueError(
             f"model.name={name} does not take images of dataset.image_size={image_size} and dataset.channels="
-            f"{channels} ({_reason(error)}): take another dataset.image_size or another network."
+            f"{channels}{f', or not {own}' * bool(own)} ({_reason(error)}): "
+            f"{'leave that out, or ' * bool(own)}take another dataset.image_size or another network."
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         raise ValueError(f"model.name={name} does not map images to one logit a class: take another network.")

@@ -31,9 +31,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise ValueError(f"model.pretrained={path} has no weights that torch.load can read: copy it again.") from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in INSIDE if isinstance(content.get(key), Mapping)), content)
-    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
+    items = content.items() if isinstance(content, Mapping) else ()
+    if not items or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items):
         raise ValueError(f"model.pretrained={path} has no weights by name: save model.state_dict().")
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in items}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -101,7 +101,7 @@ def _line_of(record: Record) -> Line | None:
     if not (record.done or record.diverged):
         return None
     summary, starts = record.summary if record.done else {}, record.starts
-    latest = starts[-1] if starts else {}
+    latest = record.environment
     same = {key: latest.get(key) for key in CONDITIONS if all(start.get(key) == latest.get(key) for start in starts)}
     values = {"id": record.id, "outcome": OUTCOMES[not record.done]} | {key: summary.get(key) for key in RESULTS}
     values |= dict.fromkeys(CONDITIONS) | same | {key: latest.get(key) for key in ORIGIN}
@@ -125,10 +125,16 @@ def read(file: Path) -> dict[str, Line]:
         return {}
     fix = f"git checkout {file.name}, or delete the file to write it anew from the records"
     try:
-        with file.open(encoding="utf-8", newline="") as text:
-            lines = list(csv.DictReader(text, strict=True))
+        with file.open(encoding="utf-8", newline="") as opened:
+            text = opened.read()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        lines, columns = list(reader), reader.fieldnames or ()
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file} cannot be read ({error}): {fix}.") from error
+    if not {"id", "outcome"} <= {*columns}:  # What is written here has them even without a line.
+        raise InputError(f"{file}, line 1 is damaged or of an older version: {fix}.")
+    if not text.endswith("\n"):
+        raise InputError(f"{file} is cut off within line {len(text.splitlines())}: {fix}.")
     for i, line in enumerate(lines, start=2):
         if None in line or None in line.values() or line.get("outcome") not in OUTCOMES or not line.get("id"):
             raise InputError(f"{file}, line {i} is damaged or of an older version: {fix}.")

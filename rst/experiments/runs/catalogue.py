@@ -1,6 +1,7 @@
 """Records found by their ids or by the values of their keys, and what differs between them."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def _folders(runs: Path) -> list[Path]:
 
 
 def _named(runs: Path, name: str) -> Record:
-    for folder in (runs / name, Path(name)):
-        if name and (folder / "config.yaml").is_file():
-            return Record(folder)
+    for folder in (runs / name, Path(name).resolve()):
+        if name and os.path.isfile(folder / "config.yaml"):  # also where the name is longer than a path may be
+            return _of_a_run(Record(folder), runs)
     found = [folder for folder in _folders(runs) if name and name in folder.name and ".old-" not in folder.name]
     if len(found) == 1:
         return Record(found[0])
@@ -62,6 +63,21 @@ def _named(runs: Path, name: str) -> Record:
         raise InputError(f"{name} is a part of {len(found)} ids in {runs}, such as {found[0].name}: write more of it.")
     near = difflib.get_close_matches(name, [folder.name for folder in _folders(runs)], n=1)
     raise InputError(f"there is no run {name} in {runs}: " + (f"did you mean {near[0]}?" if near else "runs.py list."))
+
+
+def _of_a_run(record: Record, runs: Path) -> Record:
+    """The record, which may be damaged in the folder of the records; elsewhere its config tells it from other folders.
+
+    Else a folder of the user's that has some config.yaml could be removed as a run.
+    """
+    if record.folder.resolve().parent != runs.resolve():
+        try:
+            _ = record.spec
+        except InputError as error:
+            raise InputError(
+                f"{record.folder} is no run: its config.yaml is not that of one; runs.py list shows all runs."
+            ) from error
+    return record
 
 
 def _no_such_key(key: str, known: Iterable[str]) -> str:

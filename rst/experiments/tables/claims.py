@@ -79,9 +79,10 @@ def load_claims(
 
 
 def _check(content: ClaimContent, table: Table) -> None:
-    """Refuse a network or a data set that the table lacks, and a row that some of them have not, or twice."""
+    """Refuse a group, network or data set that the table lacks, and a row that some of them have not, or twice."""
     file = f"{content.table}.yaml"
-    for what, asked in (("network", content.networks or ()), ("dataset", content.datasets or ())):
+    groups = [content.group] if content.group else []
+    for what, asked in (("group", groups), ("network", content.networks or ()), ("dataset", content.datasets or ())):
         missing = [label for label in asked if label not in [getattr(cell, what) for cell in table.cells]]
         if missing:
             raise InputError(f"{file} has these rows for no {what} {missing[0]}: leave it out, or choose other rows.")

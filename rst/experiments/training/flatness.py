@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rst
-from rst.experiments.data.run_data import RunData, readable
+from rst.experiments.data.run_data import RunData
 from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.spec import RunSpec
@@ -38,7 +38,7 @@ def flatness(spec: RunSpec, model: nn.Module, data: RunData) -> dict[str, float 
         return F.cross_entropy(model(images).float(), labels, reduction="none")
 
     try:
-        batches = list(readable(data.training_batches(IMAGES, BATCH)))
+        batches = list(data.training_batches(IMAGES, BATCH))
         with evaluation_mode(model):
             found = rst.sharpness(model, losses, batches, spec.variant.rho)
     except (InputError, ValueError, RuntimeError) as error:

@@ -39,7 +39,8 @@ def score(spec: RunSpec, overrides: Sequence[str]) -> dict[str, float]:
             raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
     set_backends(saved)
     data = RunData(saved, device)
-    model = build_model(saved.changed(model={"pretrained": None}), device)  # Its weights are those of the checkpoint.
+    without = {"pretrained": None, "pretrained_digest": None}
+    model = build_model(saved.changed(model=without), device)  # Its weights are those of the checkpoint.
     with checkpoint.fitting(path):
         model.load_state_dict(content["model"])
     with autocast(saved, device):

@@ -187,10 +187,12 @@ def test_an_augmentation_that_does_not_fit_the_images_is_refused(tmp_path: Path)
 
 def test_a_batch_that_cannot_be_read_is_one_sentence(root: Path) -> None:
     data = RunData(spec_of_images(root), CPU)
-    for row in range(30):
-        truncate(Path(data.source.train.path(row)))
-    with pytest.raises(InputError, match=r"^[^\n]*\.JPEG cannot be decoded"):
-        next(readable(data.loader().epoch(0)))
+    for files in (data.source.train, data.source.test):
+        for row in range(len(files)):
+            truncate(Path(files.path(row)))
+    for batches in (readable(data.loader().epoch(0)), data.batches("test"), data.training_batches(8, batch_size=8)):
+        with pytest.raises(InputError, match=r"^[^\n]*\.JPEG cannot be decoded"):
+            next(batches)
 
 
 # Imports --------------------------------------------------------------------------------------------------------------

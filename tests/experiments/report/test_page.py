@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from made_up_runs import finish, finished, moved, table_files
+from made_up_runs import CPU, finish, finished, moved, table_files
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import page
@@ -196,6 +196,7 @@ def test_the_page_says_how_many_runs_of_a_cell_diverged(load: Load, tmp_path: Pa
     for run in table.cells[1].runs:
         if run.spec.seed == 4:
             with run.record.training(run.spec):
+                run.record.append_start(CPU)
                 run.record.diverge(3, "it diverged")
         else:
             finish(run)

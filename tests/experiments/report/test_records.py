@@ -69,6 +69,7 @@ def forget(*runs: PlannedRun) -> None:
 def test_a_clone_without_records_writes_the_same_bytes_from_the_committed_lines(load: Load) -> None:
     table = finished(load("figure"), runs=10)
     table.runs[10].record.folder.mkdir(parents=True)
+    table.runs[10].record.append_start(CPU)
     table.runs[10].record.diverge(7, "the loss is not finite")
     files = write([table])
     before = {file: file.read_bytes() for file in files}
@@ -236,9 +237,13 @@ def test_a_number_that_nobody_knows_is_an_empty_cell(load: Load) -> None:
 
 
 DAMAGED = {
-    "a line that is cut off": (lambda text: text[:-40], "line 2 is damaged or of an older version"),
+    "a line that is cut off": (lambda text: text[:-40], "is cut off within line 2"),
+    "a header that is cut off": (lambda text: text[:40], "is cut off within line 1"),
     "a letter in a number": (lambda text: text.replace("2.125", "2.l25"), "line 2, test_error: 2.l25 is not a number"),
-    "no column for the outcome": (lambda text: text.replace("outcome", "end"), "line 2 is damaged or of an older"),
+    "no column for the outcome": (lambda text: text.replace("outcome", "end"), "line 1 is damaged or of an older"),
+    "nothing left": (lambda text: "", "line 1 is damaged or of an older version: git checkout records.csv"),
+    "another file in its place": (lambda text: "# notes\n", "line 1 is damaged or of an older version"),
+    "signs of a merge": (lambda text: text + "<<<<<<< HEAD\n", "line 3 is damaged or of an older version"),
 }
 
 
@@ -253,6 +258,17 @@ def test_a_damaged_file_is_answered_in_one_sentence_and_stays(load: Load, damage
     with pytest.raises(InputError, match=sentence):
         write([table])
     assert file_of(table).read_text() == text
+
+
+def test_a_run_whose_starts_are_cut_off_does_not_lose_its_conditions_in_the_file(load: Load) -> None:
+    table = load("alone")
+    finish(table.runs[0], test_error=2.125)
+    write([table])
+    before, starts = file_of(table).read_text(), table.runs[0].record.folder / "starts.jsonl"
+    starts.write_text(starts.read_text()[:20])
+    with pytest.raises(InputError, match=r"starts\.jsonl is damaged: delete the folder to train the run again\."):
+        write([table])
+    assert file_of(table).read_text() == before
 
 
 # ----------------------------------------------------------------------------------------------------------- pruning

@@ -251,6 +251,7 @@ def test_a_cell_says_how_many_of_its_runs_diverged(load: Load, done: int, diverg
         finish(run, test_error=3.0)
     for run in runs[done : done + diverged]:
         with run.record.training(run.spec):
+            run.record.append_start(CPU)
             run.record.diverge(7, "the loss is not finite")
     assert shown(table, "SAM", "CIFAR-10")["Ours [%]"] == text
     assert results(table)["diverged"].sum() == diverged

@@ -113,6 +113,10 @@ WRONG = {
         HEAD + "    networks: [C]\n" + LOWER,
         "claims.yaml, line 3, claims.first: few.yaml has these rows for no network C",
     ),
+    "a group that does not exist": (
+        HEAD + "    group: tow\n" + LOWER,
+        "claims.yaml, line 3, claims.first: few.yaml has these rows for no group tow: leave it out, or choose other",
+    ),
     "no keys": ("", "claims.yaml, line 1: the file of claims has keys, seeds and claims."),
 }
 
