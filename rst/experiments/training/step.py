@@ -127,7 +127,7 @@ class TrainingStep:
         if self.spec.cuda_graphs and not draws and self._steps_are_alike:
             pool, passes = torch.cuda.graph_pool_handle(), partial(self._passes, draws=False)
             for kind, method in ((False, plain), (True, sharp)):
-                if mean_p != 1 - kind:
+                if mean_p != 1 - kind:  # At p = 1 no step is plain, and at p = 0 none is sharp.
                     self.graphs[kind] = CapturedPasses(passes, self.state, method(), images, labels, pool)
 
     @property
