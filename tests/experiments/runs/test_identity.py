@@ -67,7 +67,7 @@ def other(key: str, value: Any) -> Any:
 
 
 FIXED_BY_OTHERS = {
-    *("model.num_classes", "model.in_channels", "dataset.channels"),
+    *("model.num_classes", "model.in_channels", "model.pretrained_digest", "dataset.channels"),
     *("schedule.name", "schedule.p", "scheme.name", "scheme.normalise_clean"),
 }
 """Keys that cannot change alone, and keys of schedule and scheme, which have tests of their own."""
