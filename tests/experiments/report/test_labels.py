@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rst.experiments.report.labels import datasets_of, images_of, networks_of, unlike_the_paper
-from rst.experiments.report.results import stem_of, title_of
+from rst.experiments.report.results import command_of, stem_of, title_of
 from rst.experiments.tables.expansion import Table, load_table
 
 
@@ -74,3 +74,8 @@ def test_titles_and_file_names_of_a_scale_say_so() -> None:
     assert title_of(at_digits) == "SGD and SAM: digits, 20 % and 40 % wrong labels"
     assert stem_of(at_digits) == "table01-digits"
     assert (title_of(at_paper), stem_of(at_paper)) == ("SGD and SAM", "table01")
+
+
+def test_the_command_behind_a_table_is_one_that_exists() -> None:
+    assert command_of(load_table("table01", ["scale=digits"])) == "make table01 SCALE=digits"
+    assert command_of(load_table("noise", ["scale=digits"])) == "python scripts/sweep.py noise scale=digits --report"
