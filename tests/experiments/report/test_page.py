@@ -188,7 +188,7 @@ def test_a_page_of_digits_alone_names_no_scale(tmp_path: Path) -> None:
         shown = Page(page.write([load_table("digits", [f"paths.runs={tmp_path}/runs"])]))
     assert shown.texts("title") == ["RST, results"]
     assert shown.texts("p", **{"class": "lead"}) == ["Images: digits."]
-    assert "make digits trains all 1" in " ".join(shown.texts("p"))
+    assert "python scripts/sweep.py digits --report trains all 1" in " ".join(shown.texts("p"))
 
 
 def test_the_page_says_how_many_runs_of_a_cell_diverged(load: Load, tmp_path: Path) -> None:
