@@ -11,9 +11,9 @@ from conftest import ROOT
 from rst.experiments.errors import InputError
 from rst.experiments.tables.claim_file import read_claims
 
-from .answers import REPORT, SWEEP, Wrong, answer_all, defect, run
+from .answers import REPORT, SWEEP, Wrong, answer_all, run
 from .test_fuzz_tables import NO_LISTS, WRONG_TEXTS
-from .wrong_files import at_random
+from .wrong_files import at_random, defects_after_random_damage
 
 pytestmark = pytest.mark.faults
 
@@ -104,12 +104,7 @@ def test_wrong_files_of_claims_are_refused_in_one_sentence_and_change_nothing(pr
 
 
 def test_a_file_of_claims_with_random_damage_is_used_or_refused_in_one_sentence(project: Path, file: Path) -> None:
-    content, draw, defects = file.read_bytes(), random.Random(0), []
-    for _ in range(60):
-        file.write_bytes(damaged := at_random(content, draw))
-        answer = run(REPORT, ["claims"])
-        found = defect(REPORT, answer) if answer.code else ""
-        defects += [f"{damaged!r}: {found}"] if found else []
+    defects = defects_after_random_damage(file, ["claims"])
     assert not (project / "canary").exists()
     assert defects == [], "\n".join(defects)
 

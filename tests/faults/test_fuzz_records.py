@@ -1,6 +1,5 @@
 """Records and ``records.csv`` with damage: one sentence names the file, unless the command can do without it."""
 
-import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .answers import PLOT, REPORT, RUNS, SWEEP, TRAIN, Wrong, answer_all, defect, run
-from .wrong_files import AGAIN, DAMAGES, OWN, at_random, damage
+from .wrong_files import AGAIN, DAMAGES, OWN, damage, defects_after_random_damage
 
 pytestmark = pytest.mark.faults
 
@@ -135,12 +134,7 @@ def test_records_csv_with_random_damage_is_read_or_refused_in_one_sentence(proje
     """As in a clone, which has the file and no records."""
     shutil.rmtree(project / "results" / "runs")
     file = project / "results" / "records.csv"
-    content, draw, defects = file.read_bytes(), random.Random(0), []
-    for _ in range(60):
-        file.write_bytes(damaged := at_random(content, draw))
-        answer = run(REPORT, ["two"])
-        found = defect(REPORT, answer) if answer.code else ""
-        defects += [f"{damaged!r}: {found}"] if found else []
+    defects = defects_after_random_damage(file, ["two"])
     assert defects == [], "\n".join(defects)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .answers import TINY, TRAIN
+from .answers import REPORT, TINY, TRAIN, defect, run
 
 DAMAGES = ["empty", "truncated", "text", "null", "number", "list", "mapping", "nul", "garbage", "folder", "unreadable"]
 
@@ -76,3 +76,14 @@ def saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def defects_after_random_damage(file: Path, names: list[str]) -> list[str]:
+    """Damage the file sixty times and report what has these names; what is wrong with each answer that refuses it."""
+    content, draw, defects = file.read_bytes(), random.Random(0), []
+    for _ in range(60):
+        file.write_bytes(damaged := at_random(content, draw))
+        answer = run(REPORT, names)
+        found = defect(REPORT, answer) if answer.code else ""
+        defects += [f"{damaged!r}: {found}"] if found else []
+    return defects

@@ -26,8 +26,9 @@ from rst.experiments.tables.expansion import runs_of
 
 INTRODUCTION = """\
 What the paper says, put so that it can come out either way, and what our runs say of it. Rows, directions, margins
-and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs. This page is computed from
-`records.csv` of each scale by `make claims SCALE=<scale>`, which trains the runs that are missing first.
+and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs, but for those at scale `gpu`.
+This page is computed from `records.csv` of each scale by `make claims SCALE=<scale>`, which trains the runs that are
+missing first.
 
 Schemes are compared by differences a - b between runs of one seed, which share initial weights, order of images and
 the numbers that the gate draws. The difference of a seed is the mean over the networks and data sets of the claim. A

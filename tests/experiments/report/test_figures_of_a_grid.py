@@ -101,14 +101,14 @@ def test_a_training_that_failed_does_not_take_the_colours_of_the_other_cells_of_
 
 @pytest.mark.parametrize("kind", ["error_over_cost", "summary", "extra_time", "heatmap"])
 def test_a_figure_without_runs_says_how_to_get_them(load: Load, kind: str, tmp_path: Path) -> None:
-    assert "no runs yet:\npython scripts/sweep.py grid --report" in texts(draw(moved(as_if(load(), kind), tmp_path)))
+    assert "no runs yet:\npython scripts/sweep.py grid\n--report" in texts(draw(moved(as_if(load(), kind), tmp_path)))
 
 
 def test_a_figure_of_times_says_how_to_get_them_where_no_run_was_alone(load: Load, tmp_path: Path) -> None:
     table = moved(as_if(load(), "extra_time"), tmp_path)
     for run in table.runs:
         finish(run, on=CPU | {"alone": False}, train_seconds=1 + run.spec.mean_p)
-    said = "no run was alone on its cores:\nscripts/runs.py remove, then python scripts/sweep.py grid --report"
+    said = "no run was alone on its cores:\nscripts/runs.py remove, then\npython scripts/sweep.py grid\n--report"
     assert said in texts(draw(table))
 
 

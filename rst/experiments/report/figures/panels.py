@@ -1,6 +1,7 @@
 """What all figures share: data with intervals, panels, headings, labels that do not overlap, and legends."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,9 +90,10 @@ def heading_of(table: Table) -> str:
 def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> bool:
     """Whether the panel has a value. Its title then gets the number of runs; else it shows how to get some."""
     if own[value].isna().all():
-        text = f"no runs yet:\n{command_of(table)}"
+        command = textwrap.fill(command_of(table), 28)  # Else it would run into the panel beside it.
+        text = f"no runs yet:\n{command}"
         if own["n"].any():
-            text = f"no run was alone on its cores:\nscripts/runs.py remove, then {command_of(table)}"
+            text = f"no run was alone on its cores:\nscripts/runs.py remove, then\n{command}"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=SOFT)
         ax.tick_params(labelleft=False)
         return False
