@@ -16,6 +16,7 @@ from rst.experiments.report import records
 from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, judge
 from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.forest import forest
+from rst.experiments.report.figures.saving import save
 from rst.experiments.report.records import Outcomes, outcomes_of
 from rst.experiments.report.results import folder_at
 from rst.experiments.report.tables import wrapped
@@ -39,8 +40,6 @@ margin, for "as good as", is a share of the difference between the two rows that
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
 error of guessing."""
 
-DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""The kinds of figures, and which of their facts are left out: without dates, equal results give equal files."""
 COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 """What several claims do that have a verdict."""
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
@@ -132,14 +131,14 @@ def _draw(scale: Scale) -> list[Path]:
     folder = scale.folder / "figures"
     (folder / "claims").mkdir(parents=True, exist_ok=True)
     whole = forest(scale.verdicts, f"Claims of the paper, scale {scale.name}")
-    figures = {folder / f"claims.{kind}": whole for kind in DATES}
+    figures = {folder / f"claims.{kind}": whole for kind in ("png", "svg", "pdf")}
     for verdict in scale.verdicts:
         if verdict.compared:
             title = f"{verdict.claim.name}: {verdict.word}, scale {scale.name}"
             figures[folder / "claims" / f"{verdict.claim.name}.svg"] = forest([verdict], title)
     with mpl.style.context(STYLE):
         for file, figure in figures.items():
-            figure.savefig(file, metadata=DATES[file.suffix[1:]])
+            save(figure, file)
     return list(figures)
 
 

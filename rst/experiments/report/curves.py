@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 
 from rst.experiments.errors import InputError
 from rst.experiments.files import writing
+from rst.experiments.report.figures import STYLE
+from rst.experiments.report.figures.saving import save
 from rst.experiments.runs.record import Record
-
-STYLE = Path(__file__).with_name("style.mplstyle")
 
 PANELS = (
     ("test error [%]", "epoch"),
@@ -74,7 +74,7 @@ def write(groups: Mapping[str, Sequence[Record]], output: Path) -> list[Path]:
         for file in files:
             with writing(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+                save(figure, file)
     return files
 
 

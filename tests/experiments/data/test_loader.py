@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rst.experiments.data import Augmentation, Loader, Split, evaluation_batches
-from rst.experiments.data.loader import crop_view
+from rst.experiments.data.loader import Crops
 from rst.streams import stream
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -60,19 +60,20 @@ def test_every_crop_equals_the_crop_of_torchvision(
 ) -> None:
     padding = data.draw(st.integers(0, min(height, width) - 1))
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
-    view = crop_view(images, flip=flip, padding=padding)
+    crops = Crops(images, flip=flip, padding=padding)
     offsets = 2 * padding + 1
-    assert view.shape == (1 + flip, 2, offsets, offsets, channels, height, width)
+    assert crops.shape == (1 + flip, 2, offsets, offsets)
     for mirror in range(1 + flip):
         padded = tf.pad(tf.hflip(images) if mirror else images, padding, padding_mode="reflect")
         for row in range(offsets):
             for column in range(offsets):
-                assert torch.equal(view[mirror, :, row, column], tf.crop(padded, row, column, height, width))
+                both = crops.select(torch.tensor([[mirror, n, row, column] for n in (0, 1)]).T)
+                assert torch.equal(both, tf.crop(padded, row, column, height, width))
 
 
 def test_the_crops_take_no_memory_beyond_the_padded_images() -> None:
-    view = crop_view(IMAGES, flip=True, padding=4)
-    assert view.untyped_storage().nbytes() == 2 * 70 * 3 * 24 * 24
+    crops = Crops(IMAGES, flip=True, padding=4)
+    assert crops.rows.untyped_storage().nbytes() == 2 * 70 * 3 * 24 * 24
 
 
 def test_without_augmentation_the_images_are_only_normalised() -> None:
@@ -102,7 +103,9 @@ def test_a_loader_does_not_change_the_images_that_it_is_given() -> None:
 
 def test_flips_and_crop_offsets_are_uniform_and_independent() -> None:
     image = torch.arange(81, dtype=torch.uint8).reshape(1, 1, 9, 9)
-    view = crop_view(image, flip=True, padding=2)[:, 0, :, :, 0].flatten(0, 2)
+    crops = Crops(image, flip=True, padding=2)
+    each = torch.cartesian_prod(*(torch.arange(n) for n in crops.shape))
+    view = crops.select(each.T).flatten(0, 1)
     scale = {"mean": (0.0,), "std": (1 / 255,)}
     loader = Loader(
         image.repeat(5000, 1, 1, 1), torch.zeros(5000), batch_size=5000, flip=True, crop_padding=2, seed=1, **scale

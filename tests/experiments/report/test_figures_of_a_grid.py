@@ -1,5 +1,6 @@
 """Figures of a table that is a grid: the heat map, runs that are missing, and the files."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,3 +142,13 @@ def test_equal_results_are_equal_files(load: Load, kind: str) -> None:
     assert first[0].startswith(b"\x89PNG")
     assert b"<svg" in first[1]
     assert first[2].startswith(b"%PDF")
+
+
+def test_the_ids_in_an_svg_count_and_each_reference_has_its_id(load: Load) -> None:
+    svg = write(as_if(finished(load()), "heatmap"))[1].read_text()
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    references = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+    assert len(ids) == len(set(ids))
+    assert {first or second for first, second in references} <= set(ids)
+    counted = sorted(int(match[1]) for name in ids if (match := re.fullmatch(r"[mp](\d+)", name)))
+    assert counted == list(range(1, len(counted) + 1)) != []

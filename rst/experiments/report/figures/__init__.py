@@ -12,6 +12,7 @@ from rst.experiments.report.figures.cost import error_over_cost, summary
 from rst.experiments.report.figures.heatmap import heatmap
 from rst.experiments.report.figures.intervals import intervals
 from rst.experiments.report.figures.panels import heading_of
+from rst.experiments.report.figures.saving import save
 from rst.experiments.report.figures.schedules import gates, schedules
 from rst.experiments.report.figures.times import extra_time
 from rst.experiments.report.results import folder_of, of_the_paper, stem_of
@@ -102,9 +103,9 @@ def write(table: Table) -> list[Path]:
     folder = folder_of(table) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{stem_of(table)}.{kind}" for kind in ("png", "svg", "pdf")]
-    with mpl.style.context(STYLE):  # without dates, equal results give equal files
+    with mpl.style.context(STYLE):
         figure = draw(table)
-        figure.savefig(files[0])
-        figure.savefig(files[1], metadata={"Date": None})
-        draw(table, heading=False).savefig(files[2], metadata={"CreationDate": None})
+        save(figure, files[0])
+        save(figure, files[1])
+        save(draw(table, heading=False), files[2])
     return files
