@@ -65,6 +65,19 @@ def emulates_bfloat16(name: str) -> bool:
     return not any(has.get(instructions) for instructions in ("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that a step frees, where it is glibc: the next step takes as much again.
+
+    Given back to the system, every page of it costs a fault when it is taken anew, which made up to a tenth of the time
+    of a step of WRN-16-1 on CPUs.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, 2**30)
+        library.mallopt(mmap_threshold, 2**30)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on, without what an earlier run of this process has left behind."""
     _free_the_run_before()

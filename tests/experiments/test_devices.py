@@ -1,6 +1,10 @@
 """What a machine has for a run."""
 
 import gc
+import platform
+import resource
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -43,6 +47,32 @@ def test_a_torch_that_cannot_tell_is_taken_to_have_them(monkeypatch: pytest.Monk
     processor(monkeypatch)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not emulates_bfloat16("cpu")
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+STEPS = """
+import resource, sys, torch
+from rst.experiments.devices import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for step in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    activations = [torch.ones(2**26, dtype=torch.uint8) for layer in range(3)]  # Too large for malloc to keep.
+    del activations
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next_one_without_a_fault_for_each_page() -> None:
+    def faults_of_the_last_step(memory: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", STEPS, memory], capture_output=True, check=True).stdout)
+
+    pages = 3 * 2**26 // resource.getpagesize()
+    assert faults_of_the_last_step("given back") > pages / 2
+    assert faults_of_the_last_step("kept") < pages / 20
 
 
 # ------------------------------------------------------------------------------------------------ one run, then another

@@ -20,7 +20,7 @@ from rst.experiments.build import (
 )
 from rst.experiments.data.run_data import RunData, in_folders, open_images, readable
 from rst.experiments.data.sources import check_root
-from rst.experiments.devices import check_devices, is_rank, peak_memory, reset_peak_memory
+from rst.experiments.devices import check_devices, is_rank, keep_freed_memory, peak_memory, reset_peak_memory
 from rst.experiments.errors import bad_input
 from rst.experiments.runs.environment import changes, environment_of
 from rst.experiments.runs.mirror import Mirror
@@ -108,6 +108,7 @@ class Run:
         self.show_progress = show_progress and world.rank == 0
         self.device = world.device(spec.device)
         set_backends(spec)
+        keep_freed_memory()
         reset_peak_memory(self.device)
         with world.host_first():
             self.data = RunData(spec, self.device, world.rank, world.size, world.local_size)
