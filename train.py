@@ -155,12 +155,13 @@ def tell(sentence: str) -> None:
 
 def advise(spec: RunSpec) -> None:
     """Say what a run will take where it has no GPU and needs more than minutes, and what to write instead."""
-    from rst.experiments.data.run_data import RunData
     from rst.experiments.devices import torch_device
-    from rst.experiments.tables.estimate import speed
 
     if spec.scale != "paper" or torch_device(spec.device).type != "cpu":
         return
+    from rst.experiments.data.run_data import RunData
+    from rst.experiments.tables.estimate import speed
+
     found = speed(spec)
     hours = spec.expected_passes * found.seconds / 3600 if found else 0.0
     if found and hours > 0.1:

@@ -102,7 +102,8 @@ def set_backends(spec: RunSpec) -> None:
     """Tell torch whether kernels must be deterministic, and whether float32 products may be rounded to TF32."""
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses deterministic mode without it.
-    torch.use_deterministic_algorithms(spec.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != spec.deterministic:  # Setting it imports torch's compiler.
+        torch.use_deterministic_algorithms(spec.deterministic)
     torch.backends.cudnn.benchmark = not spec.deterministic
     torch.backends.cudnn.allow_tf32 = spec.tf32
     torch.backends.cuda.matmul.allow_tf32 = spec.tf32
