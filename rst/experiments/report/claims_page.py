@@ -17,8 +17,8 @@ from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, jud
 from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.figures.saving import save
+from rst.experiments.report.naming import folder_at
 from rst.experiments.report.records import Outcomes, outcomes_of
-from rst.experiments.report.results import folder_at
 from rst.experiments.report.tables import wrapped
 from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.claim_file import read_claims

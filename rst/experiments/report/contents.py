@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rst.experiments.errors import InputError
 from rst.experiments.report import figures
-from rst.experiments.report.results import Filled, folder_of, stem_of
+from rst.experiments.report.naming import folder_of, stem_of
+from rst.experiments.report.results import Filled
 from rst.experiments.tables.expansion import Table
 
 

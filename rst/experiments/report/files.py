@@ -6,7 +6,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rst.experiments.report import figures, index, page, records, tables
-from rst.experiments.report.results import Filled, fill, folder_of
+from rst.experiments.report.naming import folder_of
+from rst.experiments.report.results import Filled, fill
 from rst.experiments.report.verdict import VerdictLine
 from rst.experiments.tables.expansion import Table, runs_of
 

@@ -7,7 +7,9 @@ from rst.experiments.files import write_atomically
 from rst.experiments.report import figures
 from rst.experiments.report.contents import common_folder, done_of, files_of, headline, label_of
 from rst.experiments.report.labels import images_of, unlike_the_paper
-from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, scale_of, title_of
+from rst.experiments.report.naming import command_of, scale_of, title_of
+from rst.experiments.report.paper import of_the_paper
+from rst.experiments.report.results import Filled, fill
 from rst.experiments.report.tables import caption, markdown, readable, wrapped
 from rst.experiments.report.verdict import VerdictLine, counted
 from rst.experiments.tables.expansion import Table, runs_of

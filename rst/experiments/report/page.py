@@ -20,8 +20,10 @@ from rst.experiments.report.contents import common_folder, done_of, files_of, he
 from rst.experiments.report.figures.panels import PALETTE
 from rst.experiments.report.inline import inline
 from rst.experiments.report.labels import datasets_of, images_of, network_of, networks_of, unlike_the_paper
+from rst.experiments.report.naming import command_of, scale_of
+from rst.experiments.report.paper import of_the_paper
 from rst.experiments.report.records import Outcome
-from rst.experiments.report.results import Filled, command_of, fill, of_the_paper, results, scale_of
+from rst.experiments.report.results import Filled, fill, results
 from rst.experiments.report.tables import best_rows, caption, readable
 from rst.experiments.report.verdict import VerdictLine, counted
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of

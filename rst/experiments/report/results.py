@@ -7,77 +7,21 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
 from rst.experiments.report.formulas import closed_form
-from rst.experiments.report.labels import datasets_of, images_of, networks_of
+from rst.experiments.report.labels import datasets_of, networks_of
+from rst.experiments.report.naming import folder_of
+from rst.experiments.report.paper import METRICS, OTHER_SEEDS, PAPER_SEEDS, of_the_paper, paper_numbers, reported
 from rst.experiments.report.records import NAME, Outcome, Outcomes, outcomes_of
 from rst.experiments.report.statistics import welch
 from rst.experiments.runs.record import SHARPNESS_KEYS
-from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import Cell, Table, runs_of
-
-PAPER = CONFIGS.parent / "results" / "paper"
-METRICS = {
-    "test_error": ["error_pct", "top1_error_pct"],
-    "top5_error": ["top5_error_pct"],
-    "train_error": [],
-    "validation_error": [],
-    **{key: [] for key in SHARPNESS_KEYS},
-}
-"""The metrics that a table may show, and their names in the files of the paper's numbers."""
-PAPER_SEEDS = {"ImageNet": 3}
-"""How many seeds the paper averages over, by data set (Sections 3.1 and 4); `OTHER_SEEDS` on the other data sets."""
-OTHER_SEEDS = 5
-
-
-def of_the_paper(cells: Iterable[Cell]) -> bool:
-    """Whether the runs have the paper's images, networks and epochs, so that its numbers are a target for them."""
-    return all(cell.spec.scale == "paper" and cell.spec.dataset.source != "digits" for cell in cells)
-
-
-def scale_of(table: Table) -> str:
-    """The scale of the table's runs. It is empty for runs on all of the digits, which the paper has at no scale."""
-    digits_alone = all(cell.spec.dataset.name == "digits" for cell in table.cells)
-    return "" if digits_alone and table.cells[0].spec.scale == "paper" else table.cells[0].spec.scale
-
-
-def command_of(table: Table) -> str:
-    """The command that trains the table's missing runs and writes it; make has targets for those of the paper alone."""
-    scale = scale_of(table)
-    if table.name == "demo" or table.name.startswith(("table", "figure")):
-        return f"make {table.name}" + f" SCALE={scale}" * bool(scale)
-    return f"python scripts/sweep.py {table.name}" + f" scale={scale}" * bool(scale) + " --report"
-
-
-def folder_of(table: Table) -> Path:
-    """The folder for the table's files. Each scale has its own, and so have digits in place of a data set."""
-    return folder_at(table.cells[0].spec, any(cell.spec.stands_in for cell in table.cells))
-
-
-def folder_at(spec: RunSpec, stands_in: bool = False) -> Path:
-    """The folder for what is made of runs of the spec's scale; ``stands_in``: with digits in place of a data set."""
-    scale = spec.scale + "-digits" * stands_in
-    return Path(spec.paths.runs).parent / ("" if scale == "paper" else scale)
-
-
-def stem_of(table: Table) -> str:
-    """How the names of the table's files begin. Off the paper's scale they have it too: a file may leave its folder."""
-    folder = folder_of(table)
-    return table.name if folder == Path(table.cells[0].spec.paths.runs).parent else f"{table.name}-{folder.name}"
-
-
-def title_of(table: Table) -> str:
-    """The table's title; off the paper's scale with the images that stand in the place of the paper's."""
-    at_scale = table.runs and scale_of(table) not in ("", "paper")
-    return f"{table.title}: {images_of(table.cells)}" if at_scale else table.title
 
 
 @dataclass(frozen=True)
@@ -159,9 +103,9 @@ def _results(table: Table, outcomes: Outcomes) -> pd.DataFrame:
         asked = _asked(cell, network, dataset) | {"diverged": len(ended) - len(done)}
         times += [times_of(done)] * len(metrics)
         for metric in metrics:
-            reported = _reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
-            reported = reported if comparable else dict.fromkeys(reported, math.nan)
-            lines.append(asked | {"metric": metric} | _measured(done.values(), metric) | reported)
+            papers = reported(cell, metric, numbers)  # at any scale, so that a wrong choice is always noticed
+            papers = papers if comparable else dict.fromkeys(papers, math.nan)
+            lines.append(asked | {"metric": metric} | _measured(done.values(), metric) | papers)
     frame = pd.DataFrame(lines)
     _compare_errors(frame)
     _compare_times(frame, times)
@@ -264,58 +208,3 @@ def _means_of_equals(*times: Times) -> list[float]:
 def equal_conditions(times: Sequence[Times]) -> list[int]:
     """The seeds whose runs all have a time, taken under the same conditions."""
     return [seed for seed in times[0] if len({own[seed][0] if seed in own else None for own in times}) == 1]
-
-
-# ------------------------------------------------------------------------------------------------ the paper's numbers
-
-
-@cache
-def paper_numbers(name: str) -> pd.DataFrame:
-    """The numbers of ``results/paper/<name>.csv``, one line each.
-
-    All columns are texts, but for ``mean`` and ``std``, which are empty where the paper's text has lost the number.
-    """
-    file = PAPER / f"{name}.csv"
-    if not file.exists():
-        raise InputError(f"paper: {name}: there is no {file.name} among the paper's numbers in {PAPER.name}/.")
-    numbers = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return numbers.assign(mean=pd.to_numeric(numbers["mean"]), std=pd.to_numeric(numbers["std"]))
-
-
-def _reported(cell: Cell, metric: str, numbers: Sequence[Mapping[Any, Any]]) -> dict[str, float]:
-    """The paper's error, and its training time over the time of the scheme to which it adds the extra minutes."""
-    reported = dict.fromkeys(("paper_mean", "paper_std", "paper_relative_time"), math.nan)
-    if not numbers or cell.not_in_paper:
-        return reported
-    error = _number(numbers, cell, METRICS.get(metric, []), cell.paper)
-    if error is not None:
-        reported |= {"paper_mean": error["mean"], "paper_std": error["std"]}
-    base, extra = cell.paper, _number(numbers, cell, ["extra_time_min"], cell.paper)
-    if extra is not None:
-        base = {key: cell.paper[key] for key in cell.paper if key == "source_note"} | {"scheme": extra["relative_to"]}
-    whole = _number(numbers, cell, ["time_min"], base)
-    if whole is not None:
-        reported["paper_relative_time"] = 1 + (0 if extra is None else extra["mean"]) / whole["mean"]
-    return reported
-
-
-def _number(
-    numbers: Sequence[Mapping[Any, Any]], cell: Cell, metrics: list[str], picks: dict[str, str]
-) -> Mapping[Any, Any] | None:
-    """The paper's number for the cell: its line has the cell's network and data set, and these values of columns.
-
-    A value may offer alternatives, separated by `` | ``. A ``source_note`` has to begin with its value.
-    """
-    place = f"{cell.table}.yaml, {cell.row}, paper"
-    where = {"model": [cell.network], "dataset": [cell.dataset, "Cifar10&100"], "metric": metrics}
-    lines = [line for line in numbers if all(line[column] in values for column, values in where.items())]
-    for key, value in picks.items():
-        if key not in numbers[0]:
-            raise InputError(f"{place}: there is no column {key}: choose of {', '.join(numbers[0])}.")
-        begins = key == "source_note"
-        lines = [line for line in lines if (line[key].startswith(value) if begins else line[key] in value.split(" | "))]
-    if len(lines) > 1:
-        raise InputError(
-            f"{place}: {len(lines)} numbers fit {cell.network} {cell.dataset}: name another column as well."
-        )
-    return lines[0] if lines else None

@@ -10,7 +10,9 @@ import pandas as pd
 
 from rst.experiments.files import write_atomically
 from rst.experiments.report.labels import dataset_of, network_of, unlike_the_paper
-from rst.experiments.report.results import folder_of, of_the_paper, results, scale_of, stem_of, title_of
+from rst.experiments.report.naming import folder_of, scale_of, stem_of, title_of
+from rst.experiments.report.paper import of_the_paper
+from rst.experiments.report.results import results
 from rst.experiments.runs.record import SHARPNESS_KEYS
 from rst.experiments.tables.expansion import Cell, Table
 

@@ -20,7 +20,7 @@ from rst.experiments.errors import InputError
 from rst.experiments.report.figures import caption_of, draw, drawn_as
 from rst.experiments.report.figures.axis import COST_LABEL as COST
 from rst.experiments.report.figures.panels import apart, math
-from rst.experiments.report.results import paper_numbers
+from rst.experiments.report.paper import paper_numbers
 from rst.experiments.tables.expansion import Table, load_table
 from rst.gate import Gate
 

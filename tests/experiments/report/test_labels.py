@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rst.experiments.report.labels import datasets_of, images_of, networks_of, unlike_the_paper
-from rst.experiments.report.results import command_of, stem_of, title_of
+from rst.experiments.report.naming import command_of, stem_of, title_of
 from rst.experiments.tables.expansion import Table, load_table
 
 

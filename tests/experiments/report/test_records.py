@@ -14,8 +14,9 @@ from made_up_runs import ALONE, CPU, SMALL, Load, finish, finished, loading, sta
 from rst.experiments.errors import InputError
 from rst.experiments.report import records
 from rst.experiments.report.files import write
+from rst.experiments.report.naming import folder_of
 from rst.experiments.report.records import CONDITIONS, Outcome, outcomes_of
-from rst.experiments.report.results import folder_of, results
+from rst.experiments.report.results import results
 from rst.experiments.tables.expansion import PlannedRun, Table, runs_of
 
 FILES = {

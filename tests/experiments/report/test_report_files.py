@@ -9,7 +9,8 @@ import pytest
 from made_up_runs import ALONE, SMALL, Load, finish, loading, standing_in
 
 from rst.experiments.report import tables
-from rst.experiments.report.results import folder_of, results
+from rst.experiments.report.naming import folder_of
+from rst.experiments.report.results import results
 from rst.experiments.tables.expansion import Table
 
 FILES = {

@@ -15,7 +15,8 @@ from scipy import stats
 from rst.experiments.errors import InputError
 from rst.experiments.report import tables
 from rst.experiments.report.labels import dataset_of, network_of
-from rst.experiments.report.results import folder_of, results
+from rst.experiments.report.naming import folder_of
+from rst.experiments.report.results import results
 from rst.experiments.tables import table_file
 from rst.experiments.tables.expansion import PlannedRun, Table, load_table
 

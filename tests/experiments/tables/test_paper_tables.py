@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 from rst.experiments.compose import compose
-from rst.experiments.report.results import PAPER, paper_numbers, results
+from rst.experiments.report.paper import PAPER, paper_numbers
+from rst.experiments.report.results import results
 from rst.experiments.runs.identity import run_id
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import Table, load_table, runs_of

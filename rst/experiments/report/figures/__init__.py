@@ -15,7 +15,8 @@ from rst.experiments.report.figures.panels import heading_of
 from rst.experiments.report.figures.saving import save
 from rst.experiments.report.figures.schedules import gates, schedules
 from rst.experiments.report.figures.times import extra_time
-from rst.experiments.report.results import folder_of, of_the_paper, stem_of
+from rst.experiments.report.naming import folder_of, stem_of
+from rst.experiments.report.paper import of_the_paper
 from rst.experiments.tables.expansion import Table
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"

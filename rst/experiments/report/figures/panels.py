@@ -13,14 +13,9 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from rst.experiments.report.labels import images_of
-from rst.experiments.report.results import (
-    OTHER_SEEDS,
-    PAPER_SEEDS,
-    command_of,
-    of_the_paper,
-    results,
-    scale_of,
-)
+from rst.experiments.report.naming import command_of, scale_of
+from rst.experiments.report.paper import OTHER_SEEDS, PAPER_SEEDS, of_the_paper
+from rst.experiments.report.results import results
 from rst.experiments.report.statistics import CONFIDENCE
 from rst.experiments.tables.expansion import Table
 
