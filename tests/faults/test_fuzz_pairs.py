@@ -63,7 +63,7 @@ OPTIONS: dict[str, Effect] = {
     "evaluate_every=2": ("evaluate_every", 2),
     "devices=2": ("devices", 2),
     "schedule=ae_sam scheme.gamma_ratio=1": ("schedule.name", "ae_sam"),
-    "recipe=own": ("recipe.rho", 0.05),
+    "recipe=own": ("recipe.l2", 5e-4),
     "model=timm model.name=resnet10t": ("model.name", "resnet10t"),
     "model=torchvision model.name=mobilenet_v3_small": ("network", "torchvision"),
     "dataset=folder dataset.root=PETS": ("dataset.name", "folder"),
@@ -72,7 +72,14 @@ OPTIONS: dict[str, Effect] = {
     "cuda_graphs=false": ("cuda_graphs", False),
     "keep_network=false": ("keep_network", False),
 }
-PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if pair[0].split("=")[0] != pair[1].split("=")[0]]
+
+
+def keys_of(option: str) -> set[str]:
+    """The keys that an option sets, and of which it has its effect."""
+    return {word.partition("=")[0] for word in option.split()} | {OPTIONS[option][0]}
+
+
+PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if not keys_of(pair[0]) & keys_of(pair[1])]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +120,10 @@ def test_every_option_is_right_by_itself() -> None:
 
 @pytest.mark.parametrize("chosen", [["scale=smoke"], ["scale=paper"], ["scale=digits"]], ids=" ".join)
 def test_a_pair_gives_both_keys_their_values_or_is_refused(chosen: list[str]) -> None:
-    pairs = random.Random(chosen[0]).sample(PAIRS, 1000)
+    # At scale digits a data set stands for a share of wrong labels, and an augmentation has a form for small images.
+    replaced = {option for option in OPTIONS if option.split("=")[0] in ("dataset", "augmentation")}
+    possible = OPTIONS.keys() - (replaced if chosen == ["scale=digits"] else set())
+    pairs = random.Random(chosen[0]).sample([pair for pair in PAIRS if possible.issuperset(pair)], 1000)
     print(f"\n{len(pairs)} of {len(PAIRS)} pairs of options are tried.")
     refused = 0
     for pair in pairs:

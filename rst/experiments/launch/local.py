@@ -178,12 +178,12 @@ class _Sweep:
         error = future.exception()
         if isinstance(error, Locked):
             self.queue.append(planned)
-        elif error is not None:
-            self._fail(planned, _kept(planned.record, f"its worker ended: {error}"))
-        elif sentence := future.result():
+        elif error is None and (sentence := future.result()):
             self._fail(planned, sentence)
-        else:
+        elif planned.record.status in ENDED:  # So it is also where the worker was killed between that and its answer.
             self._finish(planned)
+        else:
+            self._fail(planned, _kept(planned.record, f"its worker ended: {error}"))
 
     def _finish(self, planned: PlannedRun) -> None:
         self.ended += 1
