@@ -1,5 +1,6 @@
 """What the passes of a step must leave alone: buffers, frozen parameters, random numbers, modes, DDP's averaging."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn.modules.module import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from rst.ranks import check_wrappers, is_fully_sharded, sum_over_ranks
+from rst.ranks import check_wrappers, is_fully_sharded, sum_over_ranks, world_size
 
 RngStates = list[tuple[torch.device, Tensor]]
 """States of random number generators, each with the device of its generator."""
@@ -32,11 +33,14 @@ def check_module(model: object, call: str) -> None:
 
 
 _registrations = 0
+_walked: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+"""The modules of the models that methods train, by id."""
 
 
-def _count_registration(*_: object) -> None:
+def _count_registration(module: nn.Module, *_: object) -> None:
+    """Count a part that a module of such a model gets; a loop may make other modules, as a criterion at each step."""
     global _registrations
-    _registrations += 1
+    _registrations += id(module) in _walked
 
 
 register_module_parameter_registration_hook(_count_registration)
@@ -45,37 +49,54 @@ register_module_buffer_registration_hook(_count_registration)
 
 
 class Parts:
-    """A model's parameters, buffers and wrappers, from a walk that is repeated only after some module gets a new part.
+    """A model's parameters, buffers and wrappers, from a walk that is repeated only after the model gets a new part.
 
     On a network of many small tensors a walk takes longer than the perturbation itself.
 
     Args:
         model: the module that the loop calls.
         own_gradient: whether sharp steps perturb each rank along its own gradient.
+
+    Attributes:
+        walks: how many walks there have been.
     """
 
     def __init__(self, model: nn.Module, own_gradient: bool) -> None:
         check_module(model, "RST")
         self.model, self._own_gradient = model, own_gradient
+        self.walks = self._ranks = 0
         self._walked_at = -1
         self._modules: list[nn.Module] = []
         self._classes: list[type] = []
         self._copies: dict[int, Tensor] = {}
 
-    def look(self) -> bool:
-        """Walk the model if since the last walk any module has got a new part, or `fully_shard` gave one its class.
+    def look(self) -> None:
+        """Walk the model if since the last walk it has got a new part, `fully_shard` gave a module its class, or there
+        are other ranks.
 
-        Returns whether that was so. Raises ValueError where a wrapper does not go with sharp steps: `check_wrappers`.
+        Raises ValueError where a wrapper does not go with sharp steps: `check_wrappers`.
         """
-        if self._walked_at == _registrations and self._classes == [type(module) for module in self._modules]:
-            return False
-        self._walk()
-        return True
+        if (
+            (self._walked_at, self._ranks) != (_registrations, world_size())
+            or self._classes != [type(module) for module in self._modules]
+            or not self._has_its_parameters()
+        ):
+            self._walk()
+
+    def _has_its_parameters(self) -> bool:
+        """Whether no parameter has been replaced, as by ``to_empty``, which registers none.
+
+        Those of `fully_shard` change places with the gathered ones all the time.
+        """
+        if self.sharded:
+            return True
+        return all(own.get(key) is p for (own, key), (_, p) in zip(self._places, self.parameters, strict=True))
 
     def _walk(self) -> None:
-        self._walked_at = _registrations
+        self._walked_at, self._ranks, self.walks = _registrations, world_size(), self.walks + 1
         self._copies.clear()
         self._modules = modules = list(self.model.modules())
+        _walked.update((id(module), module) for module in modules)
         self._classes = [type(module) for module in modules]
         self.sharded: list[Any] = [module for module in modules if is_fully_sharded(module)]
         for module in self.sharded:
@@ -83,6 +104,8 @@ class Parts:
         self.wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
         prefixes = [name for name, module in self.model.named_modules() if module in self.wrappers]
         self.parameters = [(plain_name(name, prefixes), p) for name, p in self.model.named_parameters()]
+        place_of = {p: (module._parameters, key) for module in modules for key, p in module._parameters.items()}
+        self._places = [place_of[p] for _, p in self.parameters]
         self._buffers = [
             (module._buffers, name, _is_written_uncounted(buffer))
             for module in modules
@@ -125,6 +148,11 @@ class Parts:
             sum_over_ranks([value], wrapper.process_group)
             value /= torch.distributed.get_world_size(wrapper.process_group)
         return value
+
+    @property
+    def process_group(self) -> Any:
+        """The group of the ranks whose gradients DDP averages; None for torch's default one."""
+        return self.wrappers[0].process_group if self.wrappers else None
 
     def forget_copies(self) -> None:
         """Drop what torch computed from the weights: autocast's copies, cached parametrisations, gathered shards."""

@@ -23,7 +23,7 @@ A variant of SAM (`rst.variants`) computes another gradient in the place of g_s;
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,26 @@ from rst.gate import ScheduleLike, make_gate
 from rst.misuse import ClosureCheck, StillWeights
 from rst.perturbation import EPSILON, Only, Vector, Weights
 from rst.schedules import AESAM
-from rst.variants import Closure, MicroBatch, Variant, variant_of
+from rst.variants import Closure, Variant, variant_of
 
 Weight = float | Tensor
 Passes = Generator[Weight, None, None]
 _COUNTERS = ("t", "sharp_steps", "forward_passes", "backward_passes", "_plain_passes")
+
+
+class _MicroBatch(NamedTuple):
+    """A micro-batch of a step."""
+
+    number: int
+    """Its place in the step, from 0."""
+    last: bool
+    """Whether it is the last one."""
+    share: float
+    """Its part of the step, in [0, 1]."""
+    factor: Weight
+    """Share times loss scale, by which its loss is multiplied."""
+    observe: Callable[[], None]
+    """Calls `Variant.observe`."""
 
 
 class RST:
@@ -71,12 +86,13 @@ class RST:
         total_steps: T >= 1, the number of optimizer steps; not needed with a constant schedule.
         seed: of the gate. X_t is a function of (seed, t) and p(t) alone, and so the same on every rank.
         variant: how a sharp step finds its gradient: a name (`rst.variants.variant_of`) or a `rst.variants.Variant`.
-        only: (name, parameter) -> whether the parameter is perturbed; ‖g‖ is that of the perturbed ones together. By
-            default all trainable parameters are.
+        only: (name, parameter) -> whether the parameter is perturbed; the ‖g‖ of the perturbation is that of the
+            perturbed ones together. By default all trainable parameters are.
         sync_perturbation: with several ranks, perturb along the gradient averaged over the ranks, which takes one more
             all-reduce for each clean pass. By default each rank follows its own gradient. Not for GSAM and LookSAM;
             needed with ``fully_shard``, where gradients arrive averaged.
-        normalise_clean: mix (1 - c) g/‖g‖ + c g_s in place of eq. 7, as the authors' later code does.
+        normalise_clean: mix (1 - c) g/‖g‖ + c g_s in place of eq. 7, as the authors' later code does; this ‖g‖ is that
+            of all trainable parameters together.
 
     Attributes:
         t: number of steps done, which is the index of the next step.
@@ -159,11 +175,15 @@ class RST:
         error, weights are θ to the bit, and buffers, frozen parameters and random number generators are as the clean
         pass left them. The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
 
+        After an error inside the passes ``.grad`` holds a part of the step's gradient, and the step has not been done:
+        call ``zero_grad()``, and begin it again with its first micro-batch.
+
         Args:
             advance: whether this is the last micro-batch of the step, after which t advances. Each micro-batch has its
                 own perturbation and adds to the same gradient, which DDP averages in the last one.
             share: of this micro-batch in the step, in [0, 1]: a factor of the weights; the loss stays a plain mean.
-            scaler: the loss scaler: its scale is a factor of the weights, which are then tensors.
+            scaler: the loss scaler: its scale is a factor of the weights, which are then tensors. If the body scales
+                the loss itself, AE-SAM and ``normalise_clean`` go wrong, and FriendlySAM where that scale changes.
 
         Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;
         RuntimeError where the clean pass left no gradient, or the body cleared one.
@@ -190,7 +210,7 @@ class RST:
             >>> method.t, method.propagations
             (1, 2.0)
         """
-        variant, clean = self.variant, torch.empty(0)
+        variant, clean, share = self.variant, torch.empty(0), in_unit_interval("share", share)
         closure = self._closures.checked(closure, self._weights.parameters)
 
         def observe() -> None:
@@ -207,20 +227,22 @@ class RST:
         return clean.mean()
 
     def _start(self, advance: bool, share: float, scaler: GradScaler | None, observe: Callable[[], None]) -> Passes:
-        self.restore()
+        self._end_open_passes()
         self._weights.look()
         self._still_weights.look(self.t, self._weights.parameters)
-        factor: Weight = in_unit_interval("share", share)
+        share = in_unit_interval("share", share)
+        factor: Weight = share
         if scaler is not None and scaler.is_enabled():
             factor = scaler.scale(torch.full((), share, device=self._weights.device))
         sharp = self._is_sharp if self._micro_batch else self.sharp
-        passes = self._passes(sharp, MicroBatch(self._micro_batch, advance, share, factor, observe))
+        passes = self._passes(sharp, _MicroBatch(self._micro_batch, bool(advance), share, factor, observe))
         # A weak reference, so that an error in the user's loop frees the generator at once, which restores the weights.
         self._open = weakref.ref(passes)
         return passes
 
-    def _passes(self, sharp: bool | None, batch: MicroBatch) -> Passes:
+    def _passes(self, sharp: bool | None, batch: _MicroBatch) -> Passes:
         self._parts.forget_copies()  # Of the weights before the last optimizer step.
+        self._micro_batch = 0  # After an error the step begins again.
         if sharp is False:
             with self._parts.gradient_sync(enabled=batch.last):
                 yield batch.factor  # g
@@ -232,12 +254,13 @@ class RST:
         self.sharp_steps += batch.last and sharp
         self.t += batch.last
 
-    def _sharp_passes(self, sharp: bool | None, batch: MicroBatch) -> Generator[Weight, None, bool]:
+    def _sharp_passes(self, sharp: bool | None, batch: _MicroBatch) -> Generator[Weight, None, bool]:
         """The passes of a sharp step, or of one whose clean pass decides that. Returns whether it was sharp."""
         weights, variant = self._weights, self.variant
         sync = self.sync_perturbation and variant.combine is None
         self._random, self._bystanders = guards.rng_states([weights.device]), guards.Bystanders(self._parts)
         if batch.number == 0:
+            variant.process_group = self._parts.process_group
             variant.begin(weights.perturbed_parameters(), self.t, self.total_steps, self.seed)
         with weights.gradients_set_aside() as total:
             with self._parts.gradient_sync(enabled=sync):
@@ -259,7 +282,7 @@ class RST:
             self._parts.average_gradients()
         return sharp
 
-    def _accumulated(self, total: list[Tensor | None], gradient: Vector, batch: MicroBatch) -> Passes:
+    def _accumulated(self, total: list[Tensor | None], gradient: Vector, batch: _MicroBatch) -> Passes:
         """Adds (1 - c) g + c g_s to the total, by accumulation in ``.grad``."""
         weights, c = self._weights, self.gamma_ratio
         weights.add_clean(total, gradient, self._clean_weight(gradient, batch))
@@ -270,7 +293,7 @@ class RST:
             self._count(batch.share, batch.share)
         weights.check_not_cleared(total)
 
-    def _combined(self, gradient: Vector, batch: MicroBatch) -> Passes:
+    def _combined(self, gradient: Vector, batch: _MicroBatch) -> Passes:
         """Leaves (1 - c) g + c times what the variant makes of g and g_s in ``.grad``, on each rank by itself."""
         weights, variant = self._weights, self.variant
         assert variant.combine is not None
@@ -289,14 +312,14 @@ class RST:
             torch._foreach_add_(sharp, clean)
 
     @contextmanager
-    def _perturbed_pass(self, gradient: Vector, batch: MicroBatch) -> Iterator[None]:
+    def _perturbed_pass(self, gradient: Vector, batch: _MicroBatch) -> Iterator[None]:
         """At θ + ε, with the random numbers of the clean pass; bystanders stay as the clean pass left them."""
         rho = non_negative("rho", self.rho(self.t, self.total_steps)) if callable(self.rho) else self.rho
         perturbation = self._weights.perturbed(gradient, self.variant.perturb, rho, batch.factor)
         with perturbation, self._bystanders.preserved(), guards.replayed_rng(self._random):
             yield
 
-    def _clean_weight(self, gradient: Vector, batch: MicroBatch) -> Weight:
+    def _clean_weight(self, gradient: Vector, batch: _MicroBatch) -> Weight:
         """The factor of g: 1 - c, or (1 - c) / ‖g‖ where the clean gradient is normalised."""
         weight = 1 - self.gamma_ratio
         return weight * batch.factor / (gradient.norm() + EPSILON) if self.normalise_clean and weight else weight
@@ -323,14 +346,21 @@ class RST:
         self.t += 1
 
     def restore(self) -> None:
-        """End passes that are still open, as after an error in a notebook: θ + ε becomes θ again, and t stays."""
+        """Give up a step that is not done, as after an error in a notebook: θ + ε becomes θ again, and t stays.
+
+        The next passes are those of its first micro-batch.
+        """
+        self._end_open_passes()
+        self._micro_batch = 0
+
+    def _end_open_passes(self) -> None:
         passes = self._open() if self._open is not None else None
         if passes is not None:
             passes.close()
 
     def state_dict(self) -> dict[str, Any]:
         """t, the counters, what the gate is made of, and the variant's state, for a checkpoint."""
-        self.restore()
+        self._end_open_passes()
         return {name: vars(self)[name] for name in _COUNTERS} | {
             "gate": self._gate.state_dict(),
             "variant": self.variant.state_dict(),
@@ -340,6 +370,6 @@ class RST:
         """Continue from what `state_dict` returned. Raises ValueError where the gate was another one."""
         self.restore()
         self._gate.load_state_dict(state["gate"])
-        vars(self).update({name: state[name] for name in _COUNTERS}, _micro_batch=0)
+        vars(self).update({name: state[name] for name in _COUNTERS})
         device = self._weights.device
         self.variant.load_state_dict(tree_map_only(Tensor, lambda value: value.to(device), state["variant"]))

@@ -1,5 +1,6 @@
 """Weights and gradients as long vectors: norms over all parameters and shards, and from θ to θ + ε and back."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -83,7 +84,8 @@ class Weights:
 
     def __init__(self, parts: Parts, only: Only | None, must_be_whole: bool) -> None:
         self._parts, self._only, self._must_be_whole = parts, only, must_be_whole
-        self._flags: list[bool] | None = None
+        self._seen_walks, self._flags = 0, [False]
+        self._names: list[str] = []
         self.parameters: list[Tensor] = []
         self.device = torch.device("cpu")
         self.look()
@@ -94,13 +96,19 @@ class Weights:
         Raises ValueError where they lie on several devices, are sharded so that their norm is unknown, or where
         ``only`` selects none.
         """
-        walked = self._parts.look()
+        self._parts.look()
         flags = [p.requires_grad for _, p in self._parts.parameters]
-        if not walked and flags == self._flags and all(p.device == self.device for p in self.parameters[:1]):
+        is_still = flags == self._flags and all(p.device == self.device for p in self.parameters[:1])
+        if is_still and self._seen_walks == self._parts.walks:
             return
-        self._flags = flags
+        self._seen_walks, self._flags = self._parts.walks, flags
         named = [(name, p) for name, p in self._parts.parameters if p.requires_grad]
-        self._names, self.parameters = [name for name, _ in named], [p for _, p in named]
+        names = [name for name, _ in named]
+        parameters: list[Tensor] = [p for _, p in named]
+        is_same = len(parameters) == len(self.parameters) and all(map(operator.is_, parameters, self.parameters))
+        if is_still and is_same and names == self._names and not self._parts.sharded:
+            return  # The model has got other parts, such as a buffer.
+        self._names, self.parameters = names, parameters
         devices = {p.device for p in self.parameters}
         if len(devices) > 1:
             raise ValueError("parameters are on several devices: put the whole model on one.")
@@ -127,7 +135,10 @@ class Weights:
 
     @contextmanager
     def gradients_set_aside(self) -> Iterator[list[Tensor | None]]:
-        """Inside, ``.grad`` begins as None; yields what it held, which after an error it holds again."""
+        """Inside, ``.grad`` begins as None; yields what it held.
+
+        After an error it holds these tensors again, to some of which a part of the step's gradient may have been added.
+        """
         taken = [p.grad for p in self.parameters]
         if any(wrapper.gradient_as_bucket_view for wrapper in self._parts.wrappers):
             # DDP writes the next gradient that it averages to the memory of the last one.
@@ -171,27 +182,30 @@ class Weights:
 
     @torch.no_grad()
     def add_clean(self, total: list[Tensor | None], gradient: Vector, weight: float | Tensor) -> None:
-        """Add ``weight`` times the gradient in ``.grad`` to a total. The tensors of the gradient are then free."""
+        """Add ``weight`` times the gradient, which is in ``.grad`` and stays there, to a total."""
         if not isinstance(weight, Tensor) and weight == 0:
             return
-        if any(total[i] is None for i in gradient.indices):
-            by_number = 1.0 if isinstance(weight, Tensor) else weight
-            unscaled: list[Any] = [self.parameters[i].grad for i in gradient.indices]
-            scaled = torch._foreach_mul(unscaled, by_number)
+        new = [i for i in gradient.indices if total[i] is None]
+        if new:
+            clean: list[Any] = [self.parameters[i].grad for i in new]
+            scaled = torch._foreach_mul(clean, 1.0 if isinstance(weight, Tensor) else weight)
             if isinstance(weight, Tensor):
-                torch._foreach_mul_(self._vector(gradient.indices, scaled), weight)
-            for i, own in zip(gradient.indices, scaled, strict=True):
-                self.parameters[i].grad = own
-            self.add_up(total)
+                torch._foreach_mul_(self._vector(new, scaled), weight)
+            for i, own in zip(new, scaled, strict=True):
+                total[i] = own
+        is_new = set(new)
+        old = [k for k, i in enumerate(gradient.indices) if i not in is_new]
+        if not old:
             return
-        sums = self._vector(gradient.indices, [total[i] for i in gradient.indices])
+        indices, pieces = [gradient.indices[k] for k in old], [gradient[k] for k in old]
+        sums = self._vector(indices, [total[i] for i in indices])
         if isinstance(weight, Tensor):
-            scratch = self._buffers(self._saved, gradient.indices)  # They are free until θ is saved.
-            torch._foreach_copy_(scratch, gradient)
+            scratch = self._buffers(self._saved, indices)  # They are free until θ is saved.
+            torch._foreach_copy_(scratch, pieces)
             torch._foreach_mul_(scratch, weight)
             torch._foreach_add_(sums, scratch)
         else:
-            torch._foreach_add_(sums, gradient, alpha=weight)
+            torch._foreach_add_(sums, pieces, alpha=weight)
 
     def add_up(self, total: list[Tensor | None]) -> None:
         """Add ``.grad`` to a total, and put the sum into ``.grad``; a total of None becomes the tensor of ``.grad``."""

@@ -62,5 +62,5 @@ def check_wrappers(modules: Sequence[nn.Module], own_gradient: bool) -> None:
         warnings.warn(
             f"there are {world_size()} ranks, but the model is not wrapped, so that nothing averages its gradients: "
             "give RST the DistributedDataParallel module.",
-            stacklevel=5,  # The line that makes the `RST`.
+            stacklevel=7,  # The line that makes the `RST`, or asks for the passes.
         )

@@ -8,7 +8,7 @@ from rst.variants.friendly import FriendlySAM
 from rst.variants.gsam import GSAM
 from rst.variants.looksam import LookSAM
 from rst.variants.ssam import SSAMD, SSAMF
-from rst.variants.variant import SAM, Closure, MicroBatch, Variant
+from rst.variants.variant import SAM, Closure, Variant
 
 __all__ = [
     "ASAM",
@@ -20,7 +20,6 @@ __all__ = [
     "Closure",
     "FriendlySAM",
     "LookSAM",
-    "MicroBatch",
     "Variant",
     "variant_of",
 ]

@@ -55,11 +55,12 @@ class FriendlySAM(Variant):
         mean, sums = list(self.mean.values()), list(self.sums.values())
         weight = torch.as_tensor(self.weight, device=mean[0].device).clone()
         if over_ranks:
-            sum_over_ranks([*sums, weight])
+            sum_over_ranks([*sums, weight], self.process_group)
         one, finite = torch.ones_like(weight), weight.isfinite() & (weight != 0)
         decay = torch.where(finite, self.decay * self.started * one, one)
-        for own in sums:
-            own.masked_fill_(~finite, 0)
+        overflowed = ~finite
+        for own in sums:  # 0 times an infinite number is none, so that the sums cannot be multiplied by 0.
+            own.masked_fill_(overflowed, 0)
         torch._foreach_mul_(mean, decay)
         torch._foreach_mul_(sums, torch.where(finite, (one - decay) / weight, 0 * one))
         torch._foreach_add_(mean, sums)
@@ -77,7 +78,8 @@ class FriendlySAM(Variant):
     def state_dict(self) -> dict[str, Any]:
         """``mean``: m, and ``sums``: the gradients that it does not have yet, tensors by name of their parameter.
 
-        ``weight``, ``started`` and ``step`` are numbers. With ``fully_shard`` each rank has its own pieces of m.
+        ``weight`` and ``started`` are numbers or scalars, ``step`` is an integer. With ``fully_shard`` each rank has
+        its own pieces of m.
         """
         return {
             "mean": {name: piece.clone() for name, piece in self.mean.items()},

@@ -124,7 +124,7 @@ class SSAMF(SSAM):
         for i in range(count):
             gradient = torch.autograd.grad(closure([i]).sum(), of, allow_unused=True, materialize_grads=True)
             torch._foreach_addcmul_(fisher, gradient, gradient)
-        sum_over_ranks(fisher)
+        sum_over_ranks(fisher, self.process_group)
         if are_finite(fisher):
             self.renew(dict(zip(parameters, largest(fisher, self.ones), strict=True)))
         return count / samples
@@ -176,7 +176,7 @@ class SSAMD(SSAM):
             gradient_of[name].abs() if name in gradient_of else p.new_zeros(p.shape)
             for name, p in self.parameters.items()
         ]
-        sum_over_ranks(size)
+        sum_over_ranks(size, self.process_group)
         if not are_finite(size):
             return None
         masks = [self.mask.get(name, torch.ones_like(p, dtype=torch.bool)) for name, p in self.parameters.items()]

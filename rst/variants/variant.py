@@ -1,7 +1,7 @@
 """The interface of a variant of SAM, and SAM itself."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +12,6 @@ Closure = Callable[..., Tensor]
 """What `rst.RST.backward` calls: it runs the forward pass and returns the loss, a scalar or a tensor of losses.
 
 For ESAM and SSAM-F it is given an index of n rows of the batch, and returns the loss of each, a vector [n]."""
-
-
-class MicroBatch(NamedTuple):
-    """A micro-batch of a step, as `rst.RST` hands it from pass to pass; nothing is checked here.
-
-    Example:
-        >>> batch = rst.variants.MicroBatch(0, False, 0.25, factor=0.5, observe=lambda: None)
-        >>> batch.number, batch.last, batch.share
-        (0, False, 0.25)
-    """
-
-    number: int
-    """Its place in the step, from 0."""
-    last: bool
-    """Whether it is the last one."""
-    share: float
-    """Its part of the step, in [0, 1]."""
-    factor: float | Tensor
-    """Share times loss scale, by which its loss is multiplied."""
-    observe: Callable[[], None]
-    """Calls `Variant.observe`."""
 
 
 class Variant:
@@ -63,6 +42,9 @@ class Variant:
 
     needs_whole_parameters: bool = False
     """Whether the variant goes wrong where a rank has only a shard of a parameter."""
+
+    process_group: Any = None
+    """The group of the ranks that share a step, which `rst.RST` sets before `begin`; None for torch's default one."""
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
         """Turn the gradient into ε, in place. SAM: ε = ρ g/‖g‖ (Algorithm 1, line 8).

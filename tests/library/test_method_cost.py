@@ -342,3 +342,15 @@ def test_the_model_is_walked_again_after_it_has_got_a_new_layer():
         (weight * loss_on(model, X, Y)).backward()
     assert not torch.equal(*seen)
     assert_bitwise(model[2].weight.detach(), seen[0])
+
+
+def test_modules_made_in_the_loop_outside_the_model_cause_no_walk_and_no_new_buffer():
+    model, asked = nn.Linear(4, 2), []
+    method = rst.RST(model, RHO, ALWAYS, only=lambda name, p: asked.append(name) or True)
+    x, y = torch.ones(8, 4), torch.zeros(8, dtype=torch.long)
+    method.backward(lambda: nn.CrossEntropyLoss()(model(x), y))
+    asked.clear()
+    saved = method._weights._saved
+    method.backward(lambda: nn.CrossEntropyLoss()(model(x), y))
+    assert method._weights._saved is saved
+    assert not asked

@@ -1,5 +1,6 @@
 """Loops that people bring: default devices, copies of the method, numbers of NumPy, gradients that are cleared."""
 
+import io
 import pickle
 
 import numpy as np
@@ -88,7 +89,10 @@ def test_numbers_of_numpy_are_arguments():
     method = rst.RST(
         model, np.float32(0.1), schedules.constant(np.float64(0.5)), np.float32(2), np.int64(10), np.int64(3)
     )
-    method.backward(lambda: model(X).mean(), share=np.float32(0.5))
+    method.backward(lambda: model(X).mean(), share=np.float32(0.5), advance=np.bool_(False))
+    method.backward(lambda: model(X).mean(), share=np.float32(0.5), advance=np.bool_(True))
+    torch.save(method.state_dict(), state := io.BytesIO())
+    assert torch.load(io.BytesIO(state.getvalue()), weights_only=True) == method.state_dict()
     assert (method.rho, method.gamma_ratio) == (pytest.approx(0.1), 2.0)
     assert method.gate.shape == (10,)
 
@@ -147,3 +151,87 @@ def test_two_methods_may_train_one_model():
     model.zero_grad()
     second.backward(lambda: loss_on(model, x, y))
     assert_bitwise(left(model), expected)
+
+
+# Steps that are begun again -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_up", ["by an error", "by restore"])
+@pytest.mark.parametrize("c", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["sam", "asam", "friendly", "gsam", "looksam", "esam"])
+def test_a_step_of_two_micro_batches_that_is_begun_again_trains_as_one_that_is_not(name, c, given_up):
+    def train(begun_again_at: int | None) -> Tensor:
+        model = perceptron()
+        method = sharp(model, gamma_ratio=c, variant=VARIANTS[name]())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def micro_batch(t: int, i: int, fails: bool = False) -> None:
+            def closure(rows=slice(None)) -> Tensor:
+                if fails:
+                    raise RuntimeError("out of memory")
+                x, y = batch(2 * t + i)
+                return nn.functional.cross_entropy(model(x.double())[rows], y[rows], reduction="none")
+
+            method.backward(closure, share=0.5, advance=i == 1)
+
+        for t in range(6):
+            if t == begun_again_at:
+                micro_batch(t, 0)
+                if given_up == "by an error":
+                    with pytest.raises(RuntimeError, match="out of memory"):
+                        micro_batch(t, 1, fails=True)
+                else:
+                    method.restore()
+                optimizer.zero_grad()
+            micro_batch(t, 0)
+            micro_batch(t, 1)
+            optimizer.step()
+            optimizer.zero_grad()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    for t in (0, 3, 4):
+        assert_bitwise(train(t), train(None))
+
+
+def test_a_checkpoint_between_two_micro_batches_does_not_disturb_the_step():
+    method = sharp(nn.Linear(4, 1), variant="looksam")
+    method.backward(lambda: method.model(X).mean(), share=0.5, advance=False)
+    method.state_dict()
+    method.backward(lambda: method.model(X).mean(), share=0.5)
+    assert method.variant.counts == {0: 1, 1: 1}
+    assert method.t == 1
+
+
+# Parameters that are replaced -----------------------------------------------------------------------------------------
+
+
+class LateHead(nn.Module):
+    """Makes its head in the first forward pass, in the place of one that has the wrong shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.head.in_features != 3:
+            self.head = nn.Linear(3, 1)
+        return self.head(self.body(x))
+
+
+def test_a_parameter_that_a_clean_pass_replaces_is_perturbed_from_the_next_step_on():
+    model = LateHead()
+    method, seen = sharp(model), []
+    for _ in range(2):
+        for weight in method.passes():
+            loss = model(X).square().mean()
+            seen.append(model.head.weight.detach().clone())
+            (weight * loss).backward()
+    assert not torch.equal(seen[2], seen[3])
+
+
+def test_a_model_that_gets_its_memory_after_the_method_is_made_is_trained():
+    model = nn.Linear(4, 2, device="meta")
+    method = sharp(model)
+    model.to_empty(device="cpu").reset_parameters()
+    method.backward(lambda: model(X).square().mean())
+    assert model.weight.grad.isfinite().all()

@@ -150,3 +150,14 @@ def test_on_several_ranks_each_divides_the_gradient_that_it_is_perturbed_along(t
     ]
     for gradients in results_of_ranks(gradients_of_a_rank, 2, tmp_path):
         torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_norm_is_that_of_all_parameters_where_only_some_are_perturbed():
+    model, plain = perceptron(), perceptron()
+    first = next(name for name, _ in model.named_parameters())
+    clean = clean_gradient(model, lambda: loss_on(model, X, Y))
+    model.zero_grad()
+    normalised(model, 2.0, only=lambda name, _: name == first).backward(lambda: loss_on(model, X, Y))
+    method = rst.RST(plain, RHO, schedules.always(), 2.0, only=lambda name, _: name == first)
+    method.backward(lambda: loss_on(plain, X, Y))
+    torch.testing.assert_close(left(model), left(plain) + clean - clean / clean.norm())
