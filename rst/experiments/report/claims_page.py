@@ -27,7 +27,8 @@ from rst.experiments.tables.expansion import runs_of
 
 INTRODUCTION = """\
 What the paper says, put so that it can come out either way, and what our runs say of it. Rows, directions, margins
-and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs, but for those at scale `gpu`.
+and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs it judges, except that the
+three claims on right labels were added after the runs at scale `gpu`.
 This page is computed from `records.csv` of each scale by `make claims SCALE=<scale>`, which trains the runs that are
 missing first.
 

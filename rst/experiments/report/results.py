@@ -72,7 +72,7 @@ def results(table: Table) -> pd.DataFrame:
     The comparison: ``difference`` (our mean less the paper's), ``difference_low`` and ``difference_high`` (its 95 %
     confidence interval by Welch's t-test), ``p_value`` (of that test, two-sided).
     Times: ``relative_time`` (over that of SGD with the same network and data set), ``relative_extra_time`` (the time
-    beyond SGD's over SAM's time beyond SGD's); both over the seeds whose runs had equal `CONDITIONS`.
+    beyond SGD's over SAM's time beyond SGD's); both only where all runs that are done had equal `CONDITIONS`.
     The paper's numbers are there only for runs of the paper's images, networks and epochs.
 
     Raises:
@@ -178,7 +178,8 @@ def _compare_errors(frame: pd.DataFrame) -> None:
 def _compare_times(frame: pd.DataFrame, times: Sequence[Times]) -> None:
     """Times over those of SGD and SAM with the same network and data set, in the same group or in no group.
 
-    ``times`` are the `times_of` each line. Only seeds that all the compared lines have under equal conditions count.
+    ``times`` are the `times_of` each line. They are compared by the seeds that all the compared lines have under equal
+    conditions, if these are all the runs of the line that are done: a few of them may be the slow ones.
     """
     frame["relative_time"] = frame["relative_extra_time"] = math.nan
     if not any(times):
@@ -188,10 +189,10 @@ def _compare_times(frame: pd.DataFrame, times: Sequence[Times]) -> None:
         same = same[same["group"].isin(["", line["group"]])].sort_values("group", ascending=False, kind="stable")
         plain, sharp = same[same["p"] == 0], same[(same["p"] == 1) & (same["c"] == 1) & (same["variant"] == "sam")]
         if len(plain):
-            own, base = _means_of_equals(times[i], times[plain.index[0]])
+            own, base = _means_of_equals(line["n"], times[i], times[plain.index[0]])
             frame.loc[i, "relative_time"] = _ratio(own, base)
             if len(sharp):
-                own, base, sam = _means_of_equals(times[i], times[plain.index[0]], times[sharp.index[0]])
+                own, base, sam = _means_of_equals(line["n"], times[i], times[plain.index[0]], times[sharp.index[0]])
                 frame.loc[i, "relative_extra_time"] = _ratio(own - base, sam - base)
 
 
@@ -199,10 +200,10 @@ def _ratio(time: float, over: float) -> float:
     return time / over if over else math.nan
 
 
-def _means_of_equals(*times: Times) -> list[float]:
-    """The mean time of each, over the seeds that all have under the same conditions; nan where there are none."""
+def _means_of_equals(n: int, *times: Times) -> list[float]:
+    """The mean time of each, over ``n`` seeds that all have under the same conditions; nan where they are fewer."""
     seeds = equal_conditions(times)
-    return [statistics.mean(own[seed][1] for seed in seeds) if seeds else math.nan for own in times]
+    return [statistics.mean(own[seed][1] for seed in seeds) if 0 < len(seeds) == n else math.nan for own in times]
 
 
 def equal_conditions(times: Sequence[Times]) -> list[int]:

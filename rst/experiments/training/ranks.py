@@ -153,10 +153,11 @@ class Ranks(World):
             try:
                 answer[0] = function()
             except InputError as error:
-                answer[1] = str(error)
+                answer[1] = type(error), str(error)
         dist.broadcast_object_list(answer, group=self._group)
         if answer[1] is not None:
-            raise InputError(answer[1])
+            kind, sentence = answer[1]
+            raise kind(sentence)
         return answer[0]
 
     def first_at_length(self, function: Callable[[], T]) -> T:

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rst.experiments.errors import InputError
-from rst.experiments.runs.record import Diverged
+from rst.experiments.runs.record import Diverged, Locked
 from rst.experiments.training.signals import Interrupted, stop_requests
 
 START_METHOD = "spawn"
@@ -34,6 +34,7 @@ def spawn(function: Callable[..., T], count: int, *arguments: Any) -> T:
     Raises:
         Interrupted: the ranks were asked to stop.
         Diverged: the loss is no longer finite.
+        Locked: another process trains the run.
         InputError: a rank failed; the sentence is that of the rank that failed first.
     """
     requests: list[int] = []
@@ -73,18 +74,18 @@ def spawn(function: Callable[..., T], count: int, *arguments: Any) -> T:
             logging.disable(logging.NOTSET)
     if isinstance(outcome, Interrupted):
         raise Interrupted(str(outcome), requests[0] if requests else outcome.signal_number)
-    if isinstance(outcome, Diverged):
-        raise Diverged(str(outcome))
+    if isinstance(outcome, (Diverged, Locked)):
+        raise type(outcome)(str(outcome))
     return outcome
 
 
-def _on_rank(function: Callable[..., T], threads: int, arguments: Sequence[Any]) -> T | Interrupted | Diverged:
+def _on_rank(function: Callable[..., T], threads: int, arguments: Sequence[Any]) -> T | Interrupted | Diverged | Locked:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # To the launcher, a rank that KeyboardInterrupt ends has succeeded.
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         return function(*arguments)
-    except (Interrupted, Diverged) as outcome:  # All ranks end so together, and none of them has failed.
+    except (Interrupted, Diverged, Locked) as outcome:  # All ranks end so together, and none of them has failed.
         return outcome
 
 

@@ -113,8 +113,9 @@ class TrainingStep:
 
         These are a plain step and, where the run has sharp steps, a sharp one: a variant may have passes over fewer
         images, without gradients or in evaluation mode, each of which is compiled and tuned by itself. Where the
-        network treats each image by itself and draws no random number, as the plain step shows, the plain steps of a
-        run are one pass of the whole batch, and so is another one here. On a GPU the passes of both are then captured.
+        network has neither batch norm nor buffers, by which images meet, and the plain step draws no random number,
+        the plain steps of a run are one pass of the whole batch, and so is another one here. On a GPU the passes of
+        both are then captured.
         """
         size, mean_p = self.spec.perturbation_batch, self.spec.mean_p
         plain, sharp = (partial(build_method, self.spec, self.state.method.model, p) for p in (never(), always()))
@@ -148,7 +149,10 @@ class TrainingStep:
 
 
 def mixes_images(model: nn.Module) -> bool:
-    """Whether the images of a batch may meet in a network: in batch norm, or in a buffer, which keeps what it saw."""
+    """Whether the images of a batch may meet in a network: in batch norm, or in a buffer, which keeps what it saw.
+
+    A mean over the batch in a network's own code is not seen, unless that has a buffer.
+    """
     return any(isinstance(module, _BatchNorm) for module in model.modules()) or any(True for _ in model.buffers())
 
 

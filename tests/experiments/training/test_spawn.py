@@ -21,7 +21,7 @@ from stopped_runs import assert_same_outcome
 
 from rst.experiments.errors import InputError
 from rst.experiments.launch.local import run
-from rst.experiments.runs.record import Record, open_record
+from rst.experiments.runs.record import Locked, Record, open_record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import load_table
 from rst.experiments.training import Interrupted, checkpoint, train
@@ -260,3 +260,11 @@ def test_ctrl_c_or_a_signal_to_our_launcher_stops_its_ranks_with_a_checkpoint(ov
     if number != signal.SIGKILL:
         (sentence,) = (line for line in said.splitlines() if line.startswith("train.py: "))
         assert sentence.startswith("train.py: stopped at step ")
+
+
+def test_ranks_whose_run_another_process_trains_say_so_as_one_process_does(config, tmp_path):
+    spec = config("devices=2", f"paths.runs={tmp_path}")
+    record = open_record(spec)
+    record.folder.mkdir(parents=True)
+    with FileLock(record.folder / ".lock"), pytest.raises(Locked, match="is being trained by another process"):
+        train(spec, show_progress=False)
