@@ -226,6 +226,11 @@ class RunSpec(Part):
     def _batches_fit_images_and_devices(self) -> "RunSpec":
         data, recipe = self.dataset, self.recipe
         kept = data.train_images - data.validation
+        if kept < 1:
+            raise InputError(
+                f"dataset.validation={data.validation} leaves none of dataset.train_images={data.train_images} to "
+                "train on: hold out fewer."
+            )
         if recipe.batch_size > kept:
             raise InputError(
                 f"recipe.batch_size={recipe.batch_size} is larger than the {kept} training images "

@@ -255,6 +255,7 @@ REFUSED_AT_ONCE = [
     ("dataset.source=parquet", "dataset.source=parquet has no effect on dataset=folder"),
     ("dataset.source=digits", "dataset.source=digits: leave one of the two out"),
     ("dataset.channels=1 dataset.mean=[0] dataset.std=[1]", "images in files are read in colour"),
+    ("dataset.validation=1000", "dataset.validation=1000 leaves none of dataset.train_images="),
     ("recipe.batch_size=64", "recipe.batch_size=64 is larger than the 36 training images"),
     ("scale=cpu", "scale=cpu has no folder, only cifar10, cifar100"),
     ("model=timm", "model.name is missing: write model.name=<value>."),

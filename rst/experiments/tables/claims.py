@@ -1,5 +1,6 @@
 """From ``configs/claims.yaml`` to runs: each claim with the cells that it compares."""
 
+import difflib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,11 +37,18 @@ class Claim:
 
 
 def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of tables and names of claims, `CLAIMS` among the latter; a name of neither is taken for a table's."""
+    """Names of tables and names of claims, `CLAIMS` among the latter; a name of neither is taken for a table's.
+
+    Raises `InputError` for a name of neither that is nearest to a claim's.
+    """
     tables = {*table_names(), *COLLECTIONS}
     others = [name for name in names if name not in tables]
     known = {CLAIMS, *read_claims().content.claims} if others else set()
     claims = [name for name in others if name in known]
+    for name in set(others) - known:
+        near = difflib.get_close_matches(name, [*tables, *known], n=1, cutoff=0.8)
+        if known.intersection(near):
+            raise InputError(f"there is no table or claim {name}: did you mean {near[0]}?")
     return [name for name in names if name not in claims], claims
 
 

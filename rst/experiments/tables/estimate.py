@@ -209,9 +209,13 @@ def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
     counts = Counter(status for status, _ in costs.values())
     columns = {"network": "left", "passes left": "right", "s a pass": "right", unit: "right", "from": "left"}
     head = f"In all {len(runs)} runs: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
-    total = f"{sum(left.values()):,.0f} passes left: {sum(hours.values()):,.2f} {unit} of training, without evaluation"
-    rest = f", and {unknown:,.0f} passes of unknown time" if unknown else ""
-    return "\n".join([head, *_aligned(columns, lines), total + rest + _slower(examples.values())])
+    total = f"{sum(left.values()):,.0f} passes left"
+    if unknown and not hours:
+        total += ", which take an unknown time"
+    else:
+        total += f": {sum(hours.values()):,.2f} {unit} of training, without evaluation"
+        total += f", and {unknown:,.0f} passes of unknown time" if unknown else ""
+    return "\n".join([head, *_aligned(columns, lines), total + _slower(examples.values())])
 
 
 def _aligned(columns: dict[str, str], lines: Sequence[tuple[str, ...]]) -> list[str]:

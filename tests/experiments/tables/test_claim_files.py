@@ -60,7 +60,9 @@ def test_the_rows_of_the_gap_are_needed_too(write: Write) -> None:
 
 def test_names_of_claims_and_of_tables_are_told_apart(write: Write) -> None:
     write(HEAD + LOWER)
-    assert split(["few", "first", "tables", "claims", "frist"]) == (["few", "tables", "frist"], ["first", "claims"])
+    assert split(["few", "first", "tables", "claims", "fwe"]) == (["few", "tables", "fwe"], ["first", "claims"])
+    with pytest.raises(InputError, match=r"there is no table or claim frist: did you mean first\?"):
+        split(["few", "frist"])
 
 
 WRONG = {

@@ -54,7 +54,7 @@ def test_a_dry_run_trains_nothing_and_lists_what_a_sweep_would_cost(
     assert "In all 4 runs: 0 done, 0 diverged, 0 half done, 0 running, 0 failed, 4 missing" in printed
     assert re.search(r"missing +4 +SAM +digits-wrn10_1-n64-e1-constant-p1", printed)
     assert "unknown: no run of wrn10_1 has been timed" in printed
-    assert "12 passes left: " in printed  # in 2 steps SGD makes 2, SAM 4, RST and G-RST 3 each
+    assert "12 passes left, which take an unknown time" in printed  # in 2 steps SGD makes 2, SAM 4, RST and G-RST 3 each
     assert list(tmp_path.iterdir()) == []
 
 
@@ -75,6 +75,8 @@ def test_a_word_that_names_no_table_is_refused_in_a_sentence(
     assert re.match(r"sweep.py: there is no table demos: did you mean demo\?", capsys.readouterr().err)
     assert script("sweep", "table3", "--dry-run") == 1
     assert "there is no table table3: did you mean table03?" in capsys.readouterr().err
+    assert script("sweep", "sam-help", "--dry-run") == 1
+    assert "there is no table or claim sam-help: did you mean sam-helps?" in capsys.readouterr().err
     assert script("sweep", "seed=1") == 2
     assert "no table: write a file of configs/tables" in capsys.readouterr().err
 
@@ -182,7 +184,7 @@ def test_forecast_and_dry_run_say_where_a_processor_lacks_the_instructions_of_a_
     runs = runs_of([table])
     said = SLOWER * bool(emulates and autocast)
     assert forecast(runs, 1, False).sentence == f"4 runs to train: an unknown time for 4 of them{said}."
-    assert plan([table]).endswith(f", and 12 passes of unknown time{said}")
+    assert plan([table]).endswith(f"\n12 passes left, which take an unknown time{said}")
 
 
 # --------------------------------------------------------------------------------------------- before a sweep starts
