@@ -54,7 +54,8 @@ def test_a_dry_run_trains_nothing_and_lists_what_a_sweep_would_cost(
     assert "In all 4 runs: 0 done, 0 diverged, 0 half done, 0 running, 0 failed, 4 missing" in printed
     assert re.search(r"missing +4 +SAM +digits-wrn10_1-n64-e1-constant-p1", printed)
     assert "unknown: no run of wrn10_1 has been timed" in printed
-    assert "12 passes left, which take an unknown time" in printed  # in 2 steps SGD makes 2, SAM 4, RST and G-RST 3 each
+    # In 2 steps SGD makes 2 passes, SAM 4, RST and G-RST 3 each.
+    assert "12 passes left, which take an unknown time" in printed
     assert list(tmp_path.iterdir()) == []
 
 
