@@ -73,6 +73,7 @@ def train(spec: RunSpec, show_progress: bool = True) -> Record:
         if world.first(lambda: record.diverged):
             raise Diverged(world.first(lambda: record.divergence))
         if not world.first(lambda: record.done):
+            keep_freed_memory()
             run = Run(spec, record, world, show_progress)  # Bad input shows here, before anything is written.
             with ExitStack() as stack:
                 world.first(lambda: stack.enter_context(record.training(spec)))
@@ -108,7 +109,6 @@ class Run:
         self.show_progress = show_progress and world.rank == 0
         self.device = world.device(spec.device)
         set_backends(spec)
-        keep_freed_memory()
         reset_peak_memory(self.device)
         with world.host_first():
             self.data = RunData(spec, self.device, world.rank, world.size, world.local_size)
