@@ -57,22 +57,24 @@ from rst.experiments.devices import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for step in range(4):
+faults = []
+for step in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     activations = [torch.ones(2**26, dtype=torch.uint8) for layer in range(3)]  # Too large for malloc to keep.
     del activations
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_memory_that_a_step_frees_is_there_for_the_next_one_without_a_fault_for_each_page() -> None:
-    def faults_of_the_last_step(memory: str) -> int:
+    def fewest_faults_of_a_step(memory: str) -> int:
         return int(subprocess.run([sys.executable, "-c", STEPS, memory], capture_output=True, check=True).stdout)
 
     pages = 3 * 2**26 // resource.getpagesize()
-    assert faults_of_the_last_step("given back") > pages / 2
-    assert faults_of_the_last_step("kept") < pages / 20
+    assert fewest_faults_of_a_step("given back") > pages / 2
+    assert fewest_faults_of_a_step("kept") < pages / 20
 
 
 # ------------------------------------------------------------------------------------------------ one run, then another
