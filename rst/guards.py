@@ -80,6 +80,7 @@ class Parts:
             (self._walked_at, self._ranks) != (_registrations, world_size())
             or self._classes != [type(module) for module in self._modules]
             or not self._has_its_parameters()
+            or id(self.model) not in _walked  # It is a copy.
         ):
             self._walk()
 

@@ -1,5 +1,6 @@
 """Loops that people bring: default devices, copies of the method, numbers of NumPy, gradients that are cleared."""
 
+import copy
 import io
 import pickle
 
@@ -235,3 +236,13 @@ def test_a_model_that_gets_its_memory_after_the_method_is_made_is_trained():
     model.to_empty(device="cpu").reset_parameters()
     method.backward(lambda: model(X).square().mean())
     assert model.weight.grad.isfinite().all()
+
+
+def test_a_layer_that_the_model_of_a_copied_method_gets_is_perturbed():
+    method = copy.deepcopy(sharp(nn.Sequential(nn.Linear(4, 3))))
+    method.model.append(nn.Linear(3, 1))
+    seen = []
+    for weight in method.passes():
+        seen.append(method.model[1].weight.detach().clone())
+        (weight * method.model(X).square().mean()).backward()
+    assert not torch.equal(seen[0], seen[1])
