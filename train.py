@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rst.experiments.compose import refuse_without_effect, spec_of
-from rst.experiments.devices import is_rank
+from rst.experiments.devices import is_rank, torch_device
 from rst.experiments.errors import InputError
 from rst.experiments.sentences import sentence_of
 from rst.experiments.spec import RunSpec
@@ -155,8 +155,6 @@ def tell(sentence: str) -> None:
 
 def advise(spec: RunSpec) -> None:
     """Say what a run will take where it has no GPU and needs more than minutes, and what to write instead."""
-    from rst.experiments.devices import torch_device
-
     if spec.scale != "paper" or torch_device(spec.device).type != "cpu":
         return
     from rst.experiments.data.run_data import RunData

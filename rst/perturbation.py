@@ -106,7 +106,7 @@ class Weights:
         names = [name for name, _ in named]
         parameters: list[Tensor] = [p for _, p in named]
         is_same = len(parameters) == len(self.parameters) and all(map(operator.is_, parameters, self.parameters))
-        if is_still and is_same and names == self._names and not self._parts.sharded:
+        if is_still and is_same and names == self._names:
             return  # The model has got other parts, such as a buffer.
         self._names, self.parameters = names, parameters
         devices = {p.device for p in self.parameters}
@@ -187,25 +187,24 @@ class Weights:
             return
         new = [i for i in gradient.indices if total[i] is None]
         if new:
+            kept = [k for k, i in enumerate(gradient.indices) if total[i] is not None]
             clean: list[Any] = [self.parameters[i].grad for i in new]
             scaled = torch._foreach_mul(clean, 1.0 if isinstance(weight, Tensor) else weight)
             if isinstance(weight, Tensor):
                 torch._foreach_mul_(self._vector(new, scaled), weight)
             for i, own in zip(new, scaled, strict=True):
                 total[i] = own
-        is_new = set(new)
-        old = [k for k, i in enumerate(gradient.indices) if i not in is_new]
-        if not old:
+            gradient = self._selected(gradient, kept)
+        if not gradient:
             return
-        indices, pieces = [gradient.indices[k] for k in old], [gradient[k] for k in old]
-        sums = self._vector(indices, [total[i] for i in indices])
+        sums = self._vector(gradient.indices, [total[i] for i in gradient.indices])
         if isinstance(weight, Tensor):
-            scratch = self._buffers(self._saved, indices)  # They are free until θ is saved.
-            torch._foreach_copy_(scratch, pieces)
+            scratch = self._buffers(self._saved, gradient.indices)  # They are free until θ is saved.
+            torch._foreach_copy_(scratch, gradient)
             torch._foreach_mul_(scratch, weight)
             torch._foreach_add_(sums, scratch)
         else:
-            torch._foreach_add_(sums, pieces, alpha=weight)
+            torch._foreach_add_(sums, gradient, alpha=weight)
 
     def add_up(self, total: list[Tensor | None]) -> None:
         """Add ``.grad`` to a total, and put the sum into ``.grad``; a total of None becomes the tensor of ``.grad``."""
@@ -268,8 +267,11 @@ class Weights:
         """The pieces of the parameters that are perturbed."""
         if self._only is None:
             return gradient
-        kept = [k for k, i in enumerate(gradient.indices) if self._is_perturbed[i]]
-        return self._of_pieces([gradient.indices[k] for k in kept], [gradient[k] for k in kept])
+        return self._selected(gradient, [k for k, i in enumerate(gradient.indices) if self._is_perturbed[i]])
+
+    def _selected(self, vector: Vector, kept: Sequence[int]) -> Vector:
+        """The pieces at these places of a vector."""
+        return self._of_pieces([vector.indices[k] for k in kept], [vector[k] for k in kept])
 
     def _vector(self, indices: Sequence[int], tensors: Sequence[Any]) -> Vector:
         """Parameters, or tensors laid out like them, as a vector that shares their memory."""

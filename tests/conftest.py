@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 
 from rst.experiments.compose import compose
 from rst.experiments.spec import RunSpec
@@ -24,6 +25,10 @@ PROCESSES = multiprocessing.get_context("forkserver")
 # Imported once, for all processes of a session of tests.
 PROCESSES.set_forkserver_preload(["rst.experiments.training", "rst.experiments.models", "sklearn.datasets"])
 
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 # A shell starts background commands with SIGINT ignored, and all processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -59,7 +59,7 @@ class FriendlySAM(Variant):
         one, finite = torch.ones_like(weight), weight.isfinite() & (weight != 0)
         decay = torch.where(finite, self.decay * self.started * one, one)
         overflowed = ~finite
-        for own in sums:  # 0 times an infinite number is none, so that the sums cannot be multiplied by 0.
+        for own in sums:  # A product with 0 would leave NaN where they are not finite.
             own.masked_fill_(overflowed, 0)
         torch._foreach_mul_(mean, decay)
         torch._foreach_mul_(sums, torch.where(finite, (one - decay) / weight, 0 * one))

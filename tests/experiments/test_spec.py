@@ -49,7 +49,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
 # ----------------------------------------------------------------------------------------------------------- plain data
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(spec=specs())
 def test_spec_is_the_same_again_from_its_plain_data_from_yaml_and_from_pickle(spec: RunSpec) -> None:
     """With the type of every value: 1 does not become 1.0, nor the text "1.5" a number."""

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from textbook_gate import ae_sam
 
@@ -37,7 +37,6 @@ def decisions(gate: AdaptiveGate, norms: list[float], first: int = 0) -> list[bo
 
 
 @given(seed=SEEDS, steps=STEPS, lambda_1=st.floats(-3, 3), lambda_2=st.floats(-3, 3), delta=st.floats(0.01, 0.99))
-@settings(deadline=None)
 def test_the_steps_are_those_of_the_textbook(seed, steps, lambda_1, lambda_2, delta):
     norms = norms_of(steps, seed)
     own = gate(steps, lambda_1=lambda_1, lambda_2=lambda_2, delta=delta)
@@ -45,7 +44,6 @@ def test_the_steps_are_those_of_the_textbook(seed, steps, lambda_1, lambda_2, de
 
 
 @given(seed=SEEDS, steps=STEPS, factor=st.floats(1e-6, 1e6))
-@settings(deadline=None)
 def test_a_factor_of_all_norms_changes_no_decision(seed, steps, factor):
     norms = norms_of(steps, seed)
     assert decisions(gate(steps), norms) == decisions(gate(steps), [factor * n for n in norms])
@@ -55,7 +53,6 @@ def test_a_factor_of_all_norms_changes_no_decision(seed, steps, factor):
     norms=st.lists(st.floats(0, 1e6, allow_subnormal=False).filter(lambda n: n == 0 or n > 1e-6), max_size=40),
     power=st.integers(-400, 400),
 )
-@settings(deadline=None)
 def test_a_power_of_two_changes_no_decision_even_where_squares_would_leave_the_range_of_floats(norms, power):
     scaled = [math.ldexp(n, power) for n in norms]
     assert decisions(gate(40), norms) == decisions(gate(40), scaled)
@@ -72,7 +69,6 @@ def test_with_the_defaults_about_half_of_the_steps_are_sharp_and_most_of_them_la
 
 
 @given(seed=SEEDS, steps=STEPS, at=st.integers(0, 59), bad=st.sampled_from([math.nan, math.inf]))
-@settings(deadline=None)
 def test_a_norm_that_is_not_finite_gives_a_plain_step_and_leaves_the_statistics_alone(seed, steps, at, bad):
     own, norms, at = gate(61), norms_of(steps, seed), min(at, steps)
     expected = gate(61)
@@ -84,7 +80,6 @@ def test_a_norm_that_is_not_finite_gives_a_plain_step_and_leaves_the_statistics_
 
 
 @given(seed=SEEDS, steps=STEPS, again=st.integers(0, 59))
-@settings(deadline=None)
 def test_a_step_that_is_decided_again_counts_once_with_its_last_norm(seed, steps, again):
     own, norms = gate(steps), norms_of(steps, seed)
     result = []
@@ -99,7 +94,6 @@ def test_a_step_that_is_decided_again_counts_once_with_its_last_norm(seed, steps
 
 
 @given(seed=SEEDS, steps=STEPS, cut=st.integers(0, 60), failed=st.booleans())
-@settings(deadline=None)
 def test_a_gate_that_is_saved_and_loaded_at_any_step_decides_as_if_it_had_not_been(seed, steps, cut, failed):
     norms, cut = norms_of(steps, seed), min(cut, steps)
     first, second = gate(steps), gate(steps)

@@ -49,7 +49,7 @@ def test_the_gate_of_a_training_is_one_boolean_for_each_step():
 
 
 @given(seed=SEEDS, p=SHARE, short=st.integers(1, 1500), more=st.integers(0, 1500))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_gate_does_not_depend_on_the_length_of_the_training(seed, p, short, more):
     assert torch.equal(
         gate(schedules.constant(p), short + more, seed)[:short], gate(schedules.constant(p), short, seed)
@@ -57,14 +57,14 @@ def test_the_gate_does_not_depend_on_the_length_of_the_training(seed, p, short, 
 
 
 @given(seed=SEEDS, p=SHARE, more=SHARE)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_step_that_is_sharp_under_p_is_sharp_under_every_larger_p(seed, p, more):
     low, high = gate(schedules.constant(min(p, more)), 300, seed), gate(schedules.constant(max(p, more)), 300, seed)
     assert not (low & ~high).any()
 
 
 @given(seed=SEEDS, t=st.integers(0, 5000), p=SHARE)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_constant_schedule_gives_the_same_gate_without_total_steps(seed, t, p):
     endless, whole = make(schedules.constant(p), None, seed), make(schedules.constant(p), t + 1, seed)
     endless.load_state_dict({**endless.state_dict(), "t": t})

@@ -59,7 +59,7 @@ def never_stopped(scheme: str, optimizer: str) -> dict:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(stop=st.integers(0, STEPS), optimizer=st.sampled_from(["momentum", "adam"]))
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_stopping_at_any_step_and_continuing_equals_never_stopping(scheme, stop, optimizer):
     expected = never_stopped(scheme, optimizer)
     first = Training(scheme, optimizer)

@@ -55,7 +55,7 @@ def both_steps(theta: Tensor, rho: float, c: float) -> Iterator[Quadratic]:
     p=st.floats(0.02, 1),
     c=st.floats(0, 20) | st.none(),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_over_the_gate_the_gradient_has_the_mean_of_eq_8_and_a_noise_that_grows_with_c_squared(seed, size, rho, p, c):
     """E g_t = g + p c (g_s - g) and E‖g_t - E g_t‖² = p (1 - p) c² ‖g_s - g‖² (eq. 6, 7 and 9).
 
@@ -93,7 +93,7 @@ def expected_loss_after_a_step(theta: Tensor, rho: float, p: float, c: float, lr
     c=st.floats(0, 5),
     lr=st.floats(1e-3, 1 / BETA),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_step_lowers_the_expected_loss_up_to_a_term_that_grows_with_the_perturbation(seed, size, rho, p, c, lr):
     """E L(θ_{t+1}) <= L(θ_t) - α/2 ‖∇L(θ_t)‖² + α/2 p c² ρ² β², the step of both proofs (eq. 18), extended to c.
 

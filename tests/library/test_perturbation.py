@@ -46,7 +46,7 @@ def perturbation(model: Weights, gradients: list[Tensor], rho: float) -> Tensor:
     rho=st.floats(1e-3, 1e2),
     exponent=st.floats(-6, 8),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_perturbation_has_norm_rho_along_the_gradient_over_all_parameters(shapes, rho, exponent):
     model = Weights(*shapes, dtype=torch.float64)
     gradients = [10.0**exponent * torch.randn_like(p).add(0.1) for p in model.weights]

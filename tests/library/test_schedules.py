@@ -90,7 +90,7 @@ def test_a_share_in_tenths_of_the_steps_is_an_exact_number_of_steps(tenths, tota
 
 
 @given(schedule=ANY, total_steps=st.integers(1, 300))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_p_is_between_0_and_1_and_the_mean_is_that_over_the_steps(schedule, total_steps):
     p = sequence(schedule, total_steps)
     assert all(0 <= value <= 1 for value in p)
@@ -98,7 +98,7 @@ def test_p_is_between_0_and_1_and_the_mean_is_that_over_the_steps(schedule, tota
 
 
 @given(a=UNIT, b=UNIT, total_steps=st.integers(1, 2000))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_means_approach_the_closed_forms_of_table_2(a, b, total_steps):
     """Table 2 takes t to be continuous; the mean over T steps differs from that by at most 1 / T."""
     closed_forms = [
@@ -113,7 +113,7 @@ def test_the_means_approach_the_closed_forms_of_table_2(a, b, total_steps):
 
 
 @given(k=st.integers(1, 100), total_steps=st.integers(1, 1000))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_periodic_schedule_has_one_sharp_step_in_every_k(k, total_steps):
     assert schedules.periodic(k).mean(total_steps) == total_steps // k / total_steps
 
@@ -182,7 +182,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(first=UNIT, second=UNIT)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_within_a_family_two_names_are_equal_where_the_parameters_are(family, first, second):
     assert (family(first).name == family(second).name) == (first == second)
     assert (family(first) == family(second)) == (first == second)

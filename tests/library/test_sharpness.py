@@ -114,7 +114,7 @@ def test_a_largest_eigenvalue_of_zero_is_found_beside_a_negative_one() -> None:
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=8), st.integers(0, 2**32), st.sampled_from([0.1, 0.01, 1e-3]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_has_converged_is_within_the_tolerance_of_an_eigenvalue(
     eigenvalues: list[float], seed: int, tolerance: float
 ) -> None:
@@ -127,7 +127,7 @@ def test_what_has_converged_is_within_the_tolerance_of_an_eigenvalue(
 
 
 @given(st.lists(st.integers(0, 1000).map(lambda n: n / 100), min_size=1, max_size=8), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_positive_spectrum_takes_as_many_products_as_plain_power_iteration(
     eigenvalues: list[float], seed: int
 ) -> None:
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_start_the_same_eigenva
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_of_any_sizes_give_what_the_one_big_batch_gives(sizes: list[int]) -> None:
     model, (x, y) = perceptron(), batch(1, sum(sizes))
     loss = losses_of(model)

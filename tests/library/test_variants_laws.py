@@ -19,7 +19,7 @@ SHAPES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
 SCALES = st.floats(-6, 6).map(lambda exponent: 10.0**exponent)
 
-laws = settings(deadline=None, max_examples=40)
+laws = settings(max_examples=40)
 
 
 @given(sizes=SHAPES, seed=st.integers(0, 99), scale=SCALES, alpha=st.floats(0.01, 2))

@@ -51,7 +51,7 @@ def test_a_batch_equals_flipping_padding_cropping_and_normalising_one_image_at_a
             np.testing.assert_allclose(image.numpy(), plain, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(1, 3), data=st.data(), flip=st.booleans()
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_up_cifar import EXPECTED, TRAIN
 
@@ -24,7 +24,6 @@ def test_the_digest_depends_on_every_pixel_and_every_label() -> None:
     assert len({EXPECTED.digest, *(Dataset(EXPECTED.train, split).digest for split in changed)}) == 3
 
 
-@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), max_size=60),
     fraction=st.floats(0, 1),
@@ -57,7 +56,6 @@ def test_a_label_noise_that_is_no_fraction_is_refused(fraction: float) -> None:
         with_label_noise(torch.zeros(4, dtype=torch.int64), fraction, 10, 0)
 
 
-@settings(deadline=None)
 @given(n=st.integers(0, 49), seed=st.integers(0, 2**31))
 def test_the_kept_and_the_held_out_images_are_disjoint_and_complete(n: int, seed: int) -> None:
     numbered = Split(torch.arange(50)[:, None, None, None], torch.arange(50))

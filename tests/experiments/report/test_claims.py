@@ -197,7 +197,7 @@ def test_a_run_that_diverged_counts_with_the_error_of_guessing(load: Load) -> No
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), min_size=8, max_size=8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_claim_never_holds_together_with_its_opposite(pairs: list[tuple[float, float]]) -> None:
     [claim] = load_claims(names=["lower"])
     sgd, sam = ([round(pair[i], 2) for pair in pairs] for i in (0, 1))

@@ -215,7 +215,7 @@ def test_runs_that_differ_have_ids_that_differ(twins: tuple[list[str], ...]) -> 
     assert len({run_id(compose(overrides)) for overrides in twins}) == 2
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     value=st.integers(0, 1000), key=st.sampled_from(["optimizer.lr", "recipe.l2", "variant.rho", "scheme.gamma_ratio"])
 )
@@ -223,7 +223,7 @@ def test_an_integer_and_the_same_number_with_a_point_are_one_value(value: int, k
     assert run_id(changed(GRST, key, value)) == run_id(changed(GRST, key, float(value)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(a=st.floats(0, 10), b=st.floats(0, 10))
 def test_numbers_that_differ_have_ids_that_differ(a: float, b: float) -> None:
     ids = [run_id(changed(GRST, "variant.rho", value)) for value in (a, b)]

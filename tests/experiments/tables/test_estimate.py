@@ -86,7 +86,7 @@ def test_a_word_that_names_no_table_is_refused_in_a_sentence(
 
 
 @given(p=st.floats(0, 1), epochs=st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_expected_passes_are_the_steps_plus_their_expected_extra_passes(p: float, epochs: int) -> None:
     spec = compose(["dataset=digits", "model=wrn10_1", "scheme=rst", *TINY, f"recipe.epochs={epochs}"])
     assert spec.changed(schedule={"p": p}).expected_passes == pytest.approx(2 * epochs * (1 + p))

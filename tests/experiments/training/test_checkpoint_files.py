@@ -116,7 +116,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch") / "checkpoint.pt"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_or_harmless(content, scratch, data):
     flipped = bytearray(content)
@@ -136,7 +136,7 @@ def test_a_flipped_bit_of_a_weight_is_found(content, scratch):
         checkpoint.load(scratch)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_checkpoint_that_was_cut_off_is_refused(content, scratch, share):
     scratch.write_bytes(content[: int(share * len(content))])

@@ -50,7 +50,7 @@ def one_by_one(model: nn.Module, x: Tensor, y: Tensor, k: int) -> float:
     return 100 * wrong / len(y)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(1, 60), size=st.integers(1, 70), classes=st.sampled_from([2, 10, 99, 100, 101]))
 def test_errors_and_loss_are_those_of_a_loop_over_single_images(count, size, classes):
     """Whatever the batches, with the remainder of the last one."""

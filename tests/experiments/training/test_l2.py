@@ -49,7 +49,7 @@ def assert_to_rounding(actual: Tensor, expected: Tensor) -> None:
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes=shapes, strength=st.floats(0, 10), scale=st.floats(-4, 4), seed=st.integers(0, 99))
 def test_value_and_gradient_equal_autograd_on_the_as_a_sum_sum(shapes, strength, scale, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -138,7 +138,7 @@ def test_every_micro_batch_meets_the_buffers_that_the_step_began_with():
         model(x)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(count=st.integers(1, 12), seed=st.integers(0, 99))
 def test_a_buffer_that_no_micro_batch_changes_stays_as_it_is_to_the_bit(count, seed):
     model = Network()

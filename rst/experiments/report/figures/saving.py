@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""The metadata of each kind of file that would differ from one writing to the next, and are left out."""
+"""What of the metadata of each kind of file differs from one writing to the next, and is left out."""
 
 
 def save(figure: Figure, file: Path) -> None:
