@@ -172,13 +172,15 @@ def _next(decoded: Iterator[Tensor | ValueError]) -> Tensor | ValueError:
     """What a worker has made next; a `ValueError` as well where a worker is gone."""
     try:
         return next(decoded)
+    except (ConnectionError, EOFError, FileNotFoundError):
+        pass  # What a dead worker had made cannot be fetched from it any more. Errors of its own come as values.
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        return ValueError(
-            "a process that decodes images was killed, as where memory runs out: take a smaller recipe.batch_size or "
-            "dataset.image_size."
-        )
+    return ValueError(
+        "a process that decodes images was killed, as where memory runs out: take a smaller recipe.batch_size or "
+        "dataset.image_size."
+    )
 
 
 class DecodedCrops(TorchDataset[Tensor | ValueError]):
