@@ -1,6 +1,7 @@
 """What a machine has for a run."""
 
 import gc
+import itertools
 import platform
 import resource
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from rst.experiments import devices
 from rst.experiments.devices import emulates_bfloat16, reset_peak_memory
 
 
@@ -88,8 +90,9 @@ class Cycle:
 
 
 @pytest.fixture
-def first_run() -> Iterator[None]:
+def first_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which no run has begun yet; collections begin only when they are asked for."""
+    monkeypatch.setattr(devices, "_EARLIER_RUNS", itertools.count())
     gc.collect()
     gc.unfreeze()
     gc.disable()
