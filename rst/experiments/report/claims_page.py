@@ -147,6 +147,7 @@ def _draw(scale: Scale) -> list[Path]:
 
 
 def _page(scales: Sequence[Scale], page: Path) -> str:
+    scales = sorted(scales, key=lambda scale: _counted(scale.verdicts)["not run"])  # Where most is known comes first.
     parts = ["# What holds of the paper's claims", INTRODUCTION, _summary(scales)]
     for scale in scales:
         figure = _link(scale.folder / "figures" / "claims.png", page)
@@ -192,44 +193,58 @@ def _section(verdicts: Sequence[Verdict], scales: Sequence[Scale], page: Path) -
         claim.content.claim,
         f"> {claim.content.quote} (Section {claim.content.section})",
     ]
-    for verdict, scale in zip(verdicts, scales, strict=True):
-        parts += _evidence(verdict, scale, page)
+    pairs = list(zip(verdicts, scales, strict=True))
+    for verdict, scale in pairs:
+        if verdict.compared:
+            parts += _evidence(verdict, scale, page)
+    if waiting := [(verdict, scale.name) for verdict, scale in pairs if not verdict.compared]:
+        parts.append(wrapped(_not_run(waiting)))
     return "\n\n".join(parts)
 
 
 def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
     """The paragraphs on a claim at one scale: the verdict, the comparisons, their figure and what the runs cost."""
-    if not verdict.claim.runs:
-        return [_verdict(verdict, scale)]
-    parts = [wrapped(_verdict(verdict, scale))]
-    if verdict.compared:
-        figure = _link(scale.folder / "figures" / "claims" / f"{verdict.claim.name}.svg", page)
-        parts.append(_comparisons(verdict.compared, verdict.claim.content.gap))
-        parts.append(f"![Intervals of {verdict.claim.name}]({figure})")
-    return [*parts, _cost(verdict, scale)]
-
-
-def _verdict(verdict: Verdict, scale: Scale) -> str:
     diverged = f" {verdict.diverged} runs diverged." if verdict.diverged else ""
-    if verdict.word == "not run":
-        return f"`{scale.name}`: not run: {verdict.why_not_run}.{diverged}"
-    return (
-        f"`{scale.name}`: {_word(verdict)}; n = {verdict.claim.seeds} seeds; after Holm's correction p = "
-        f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails.{diverged}"
-    )
+    figure = _link(scale.folder / "figures" / "claims" / f"{verdict.claim.name}.svg", page)
+    return [
+        wrapped(
+            f"`{scale.name}`: {_word(verdict)}; n = {verdict.claim.seeds} seeds; after Holm's correction p = "
+            f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails.{diverged}"
+        ),
+        _comparisons(verdict.compared, verdict.claim.content.gap),
+        f"![Intervals of {verdict.claim.name}]({figure})",
+        _cost(verdict, scale),
+    ]
+
+
+def _not_run(waiting: Sequence[tuple[Verdict, str]]) -> str:
+    """The scales that have no verdict on a claim, why, and the command that trains what is missing there."""
+    reasons = []
+    for verdict, scale in waiting:
+        diverged = f", {verdict.diverged} of them diverged" if verdict.diverged else ""
+        passes = f"; all take {_passes(verdict):,.0f} passes" if verdict.claim.runs else ""
+        reasons.append(f"`{scale}` ({verdict.why_not_run}{diverged}{passes})")
+    text = f"Not run at scale {' and '.join(reasons)}."
+    trainable = [scale for verdict, scale in waiting if verdict.claim.runs]
+    if not trainable:
+        return text
+    scale = trainable[0] if len(trainable) == 1 else "<scale>"
+    return f"{text} `python scripts/sweep.py {waiting[0][0].claim.name} scale={scale}` trains the rest."
 
 
 def _cost(verdict: Verdict, scale: Scale) -> str:
-    """Which runs the verdict needs, what those that have ended took, and the command that trains them."""
-    runs = verdict.claim.runs
-    passes = sum(run.spec.expected_passes for run in runs)
-    ended = [scale.outcomes[run.record.id] for run in runs if run.record.id in scale.outcomes]
-    seconds = sum(outcome.summary.get("train_seconds", 0.0) for outcome in ended)
-    command = f"python scripts/sweep.py {verdict.claim.name} scale={scale.name}"
+    """Which runs the verdict rests on, what they took, and the command that trains them."""
+    runs, claim = verdict.claim.runs, verdict.claim
+    seconds = sum(scale.outcomes[run.record.id].summary.get("train_seconds", 0.0) for run in runs)
     return (
-        f"Rows of `configs/tables/{verdict.claim.content.table}.yaml`. {len(runs)} runs, {passes:,.0f} passes, of "
-        f"which {len(ended)} runs took {seconds / 3600:.2f} hours: `{command}`; with `--dry-run` it lists their ids."
+        f"Rows of `configs/tables/{claim.content.table}.yaml`: {len(runs)} runs of {_passes(verdict):,.0f} passes in "
+        f"all, which took {seconds / 3600:.2f} hours of training. `python scripts/sweep.py {claim.name} "
+        f"scale={scale.name}` trains them; with `--dry-run` it lists their ids."
     )
+
+
+def _passes(verdict: Verdict) -> float:
+    return sum(run.spec.expected_passes for run in verdict.claim.runs)
 
 
 def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:

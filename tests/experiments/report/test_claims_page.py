@@ -19,7 +19,7 @@ FILES = {
         """
 }
 FILE = """
-seeds: {paper: 6, cpu: 6}
+seeds: {paper: 6, digits: 6, cpu: 6}
 claims:
   sam-helps:
     section: "1"
@@ -39,9 +39,9 @@ claims:
 _files = standing_in(FILES, FILE)
 
 
-def train(runs: Path, name: str, errors: dict[str, float]) -> None:
+def train(runs: Path, name: str, errors: dict[str, float], *overrides: str) -> None:
     """Finish the runs of a claim, with these errors and a little more or less for each seed."""
-    for claim in load_claims([f"paths.runs={runs}"], [name]):
+    for claim in load_claims([f"paths.runs={runs}", *overrides], [name]):
         for cell in claim.table.cells:
             for run in cell.runs:
                 finish(run, test_error=errors[cell.row] + 0.01 * ((3 * run.spec.seed + len(cell.row)) % 7))
@@ -65,10 +65,10 @@ def test_every_claim_has_one_line_and_one_that_fails_stands_as_one_that_holds(tm
 
 def test_a_claim_without_its_runs_says_so_and_has_the_command_that_trains_them(tmp_path: Path) -> None:
     train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
-    text = claims_page.write([f"paths.runs={tmp_path / 'runs'}"])[0].read_text(encoding="utf-8")
-    assert "`paper`: not run: 12 of 18 runs are there." in text
-    assert "18 runs, 8,100 passes, of which 12 runs took 0.00 hours: " in text  # 300 steps, six seeds
-    assert "`python scripts/sweep.py rst-beats-sam scale=paper`" in text
+    page, *_ = claims_page.write([f"paths.runs={tmp_path / 'runs'}"])
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert "Not run at scale `paper` (12 of 18 runs are there; all take 8,100 passes)." in text  # 300 steps, six seeds
+    assert "`python scripts/sweep.py rst-beats-sam scale=paper` trains the rest." in text
 
 
 def test_a_clone_with_the_committed_records_alone_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -88,6 +88,29 @@ def test_a_page_has_every_scale_with_records_whichever_is_written(tmp_path: Path
     page, *_ = claims_page.write([own, "scale=cpu"])
     assert "| `paper`" in page.read_text(encoding="utf-8")
     assert "| `cpu`" in page.read_text(encoding="utf-8")
+
+
+def test_the_scale_of_which_most_is_known_comes_first_and_those_without_a_verdict_share_one_paragraph(
+    tmp_path: Path,
+) -> None:
+    own = f"paths.runs={tmp_path / 'runs'}"
+    for scale, name in (("paper", "sam-helps"), ("digits", "sam-helps"), ("digits", "rst-beats-sam")):
+        train(tmp_path / "runs", name, {"SGD": 5, "SAM": 2, "RST": 4}, f"scale={scale}")
+        page, *_ = claims_page.write([own, f"scale={scale}"])
+    text = page.read_text(encoding="utf-8")
+    assert text.index("at scale `digits`, hold") < text.index("at scale `paper`, hold")
+    section = text.partition("## rst-beats-sam")[2]
+    assert section.index("`digits`: **fails**") < section.index("Not run at scale `paper` (12 of 18 runs are there")
+
+
+def test_a_scale_without_the_data_set_of_a_claim_has_no_command(tmp_path: Path) -> None:
+    own = f"paths.runs={tmp_path / 'runs'}"
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    claims_page.write([own])
+    page, *_ = claims_page.write([own, "scale=cpu"])
+    section = " ".join(page.read_text(encoding="utf-8").partition("## rst-beats-sam")[2].split())
+    assert "and `cpu` (the scale lacks its data set)." in section
+    assert "`python scripts/sweep.py rst-beats-sam scale=paper` trains the rest." in section
 
 
 def test_the_commands_know_claims_beside_tables(
