@@ -4,8 +4,9 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 import numpy as np
 import torch
@@ -144,17 +145,17 @@ def decoded_batches(
         ValueError: a file cannot be decoded, which the sentence names, or a worker was killed.
     """
     chunks_of_batches = [[chunk.tolist() for chunk in batch.chunk(max(workers, 1))] for batch in batches]
-    decoded = iter(
-        DataLoader(
-            DecodedCrops(files, crop),
-            batch_size=None,
-            sampler=[chunk for chunks in chunks_of_batches for chunk in chunks],
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=start_worker,
-            generator=Generator(),  # The default draws from the global generator, from which dropout draws, too.
-        )
+    loader = DataLoader(
+        DecodedCrops(files, crop),
+        batch_size=None,
+        sampler=[chunk for chunks in chunks_of_batches for chunk in chunks],
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+        generator=Generator(),  # The default draws from the global generator, from which dropout draws, too.
     )
+    with own_signal_handler():
+        decoded = iter(loader)
     try:
         for chunks in chunks_of_batches:
             images = []
@@ -166,6 +167,23 @@ def decoded_batches(
             yield torch.cat(images).permute(0, 3, 1, 2).contiguous()
     finally:
         del decoded  # Ends the workers at once; a traceback that refers to this frame would keep them alive.
+
+
+@contextmanager
+def own_signal_handler() -> Iterator[None]:
+    """Keep the handler of SIGCHLD that torch replaces when it starts workers.
+
+    At the death of a worker torch's raises wherever the process is, such as in the middle of a step. Without it, the
+    loader finds out by itself within 5 seconds of waiting for that worker.
+    """
+    if current_thread() is not main_thread() or not hasattr(signal, "SIGCHLD"):  # Then torch leaves it alone.
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _next(decoded: Iterator[Tensor | ValueError]) -> Tensor | ValueError:
