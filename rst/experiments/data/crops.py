@@ -24,7 +24,10 @@ def decode(path: str) -> Image.Image:
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:  # Damage shows as an error of many kinds.
-        raise ValueError(f"{path} cannot be decoded ({error}): copy or download it again.") from error
+        raise ValueError(
+            f"{path} cannot be decoded ({error}): copy or download it again; scripts/prepare_data.py finds all such "
+            "files."
+        ) from error
 
 
 def crop_box(width: int, height: int, generator: Generator) -> tuple[int, int, int, int]:
