@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from rst.experiments.errors import InputError
 from rst.experiments.files import write_atomically, writing
-from rst.experiments.runs.record import SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS, Record
+from rst.experiments.runs.record import ENDED, SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS, Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
 
@@ -36,7 +36,6 @@ ORIGIN = ("git_commit", "python", "torch", "platform", "data_digest")
 """Where the latest start of a run came from."""
 OF_THE_RUN = ("id", "outcome", *RESULTS, *CONDITIONS, *ORIGIN)
 """The columns that the record of a run fills; those of its spec follow."""
-OUTCOMES = ("done", "diverged")
 
 NOT_OF_THE_RUN = (
     "paths.",
@@ -103,7 +102,8 @@ def _line_of(record: Record) -> Line | None:
     summary, starts = record.summary if record.done else {}, record.starts
     latest = record.environment
     same = {key: latest.get(key) for key in CONDITIONS if all(start.get(key) == latest.get(key) for start in starts)}
-    values = {"id": record.id, "outcome": OUTCOMES[not record.done]} | {key: summary.get(key) for key in RESULTS}
+    outcome = "done" if record.done else "diverged"
+    values = {"id": record.id, "outcome": outcome} | {key: summary.get(key) for key in RESULTS}
     values |= dict.fromkeys(CONDITIONS) | same | {key: latest.get(key) for key in ORIGIN}
     return {column: _text(value) for column, value in values.items()}
 
@@ -136,7 +136,7 @@ def read(file: Path) -> dict[str, Line]:
     if not text.endswith("\n"):
         raise InputError(f"{file} is cut off within line {len(text.splitlines())}: {fix}.")
     for i, line in enumerate(lines, start=2):
-        if None in line or None in line.values() or line.get("outcome") not in OUTCOMES or not line.get("id"):
+        if None in line or None in line.values() or line.get("outcome") not in ENDED or not line.get("id"):
             raise InputError(f"{file}, line {i} is damaged or of an older version: {fix}.")
         for key in RESULTS:
             if not _is_number(line.get(key, "")):

@@ -195,6 +195,7 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
         sentences = [
             f"Network: {', '.join(_values(cells, lambda cell: f'`{cell.spec.network}`'))}; "
             f"data: {', '.join(_values(cells, lambda cell: f'`{cell.spec.dataset.name}`'))} ({_said(cells, _images)}); "
+            f"{_wrong_labels(cells)}"
             f"epochs: {_said(cells, lambda cell: f'{cell.spec.recipe.epochs:,}')}; "
             f"{scale}seeds: {_said(cells, lambda cell: str(len(cell.runs)))}."
         ]
@@ -211,8 +212,12 @@ def caption(table: Table, shown: pd.DataFrame) -> str:
 def _images(cell: Cell) -> str:
     data = cell.spec.dataset
     kind = "digits standing in" if cell.spec.stands_in else "real images"
-    noise = f" with {100 * data.label_noise:g} % of their labels wrong" if data.label_noise else ""
-    return f"{kind}, {data.train_images - data.validation:,} for training{noise}, {data.test_images:,} for testing"
+    return f"{kind}, {data.train_images - data.validation:,} for training, {data.test_images:,} for testing"
+
+
+def _wrong_labels(cells: Sequence[Cell]) -> str:
+    shares = [100 * cell.spec.dataset.label_noise for cell in cells]
+    return f"wrong training labels: {', '.join(dict.fromkeys(f'{s:g} %' for s in shares))}; " if any(shares) else ""
 
 
 def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:

@@ -116,8 +116,7 @@ def test_the_caption_says_what_the_numbers_are_of(load: Load) -> None:
     caption = caption_of(with_two_runs_a_cell(load("beside")))
     for fact in (
         "Network: `wrn10_1`;",
-        "data: `digits` (real images, 1,000 for training, 797 for testing (digits), real images, 1,000 for training "
-        "with 20 % of their labels wrong, 797 for testing (digits, 20 % wrong labels));",
+        "data: `digits` (real images, 1,000 for training, 797 for testing); wrong training labels: 0 %, 20 %; ",
         "epochs: 20 (WRN28-10), 1,200 (ViT-B16);",
         "20 (WRN28-10), 1,200 (ViT-B16); seeds: 5.",  # Digits alone have no scale.
     ):
