@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 import torch
+from torch.autograd.profiler import profile
 from torch.nn import functional as F
 
 from rst.experiments.bench.peers import PilImages, data_loader, pytorch_optimizer_sam
@@ -45,7 +46,18 @@ def measure(device: torch.device, rounds: int = 5, images: int = 512, settings: 
         }
         for name, seconds in times.items()
     ]
-    return Table("epoch", "Whole epochs", NOTE, rounds, rows)
+    note = f"{NOTE} {what_takes_the_time(trainers['SAM'].epoch)}" if device.type == "cpu" else NOTE
+    return Table("epoch", "Whole epochs", note, rounds, rows)
+
+
+def what_takes_the_time(epoch: Step) -> str:
+    """A sentence with the operators that take most of the time of an epoch on the CPU, without those that they call."""
+    with profile(use_kineto=False) as profiled:  # Kineto writes to the terminal.
+        epoch()
+    operators = sorted(profiled.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
+    total = sum(operator.self_cpu_time_total for operator in operators)
+    shares = [f"{operator.key} {operator.self_cpu_time_total / total:.0%}" for operator in operators[:5]]
+    return f"What bounds an epoch of SAM of ours is, by its share of the time: {', '.join(shares)}."
 
 
 def conventional_epoch(trainer: Trainer, device: torch.device) -> Step:

@@ -1,6 +1,7 @@
 """Each part measures what it names, here on tiny sizes, and writes it as JSON and as a Markdown table."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_a_part_writes_its_figures_as_json_and_as_a_markdown_table(name: str, tm
     assert table.note in page
     assert "torch 2, threads 1" in page
     assert sum(line.startswith("|") for line in page.splitlines()) == 2 + len(table.shown or table.rows)
+
+
+def test_the_operators_that_bound_an_epoch_are_named_with_their_shares_of_its_time() -> None:
+    images, weights = torch.randn(8, 16, 32, 32), torch.randn(16, 16, 3, 3)
+
+    def convolve() -> None:
+        torch.nn.functional.conv2d(images, weights).relu()
+
+    sentence = epoch.what_takes_the_time(convolve)
+    shares = {name: int(share) for name, share in re.findall(r"(aten::\w+) (\d+)%", sentence)}
+    assert len(shares) == 5
+    assert "conv" in next(iter(shares))
+    assert sum(shares.values()) <= 102  # rounded
 
 
 def test_every_contender_of_the_vector_work_leaves_the_weights_as_they_were() -> None:
