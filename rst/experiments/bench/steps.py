@@ -26,7 +26,7 @@ NOTE = (
 
 def measure(
     device: torch.device,
-    rounds: int = 9,
+    rounds: int = 25,
     networks: Sequence[str] = NETWORKS,
     settings: Sequence[str] = SETTINGS,
 ) -> Table:

@@ -40,7 +40,9 @@ NOTE = (
 )
 
 
-def measure(device: torch.device, rounds: int = 7, networks: Mapping[str, Callable[[], nn.Module]] = NETWORKS) -> Table:
+def measure(
+    device: torch.device, rounds: int = 15, networks: Mapping[str, Callable[[], nn.Module]] = NETWORKS
+) -> Table:
     """Each contender on tensors of the shapes of each network."""
     rows: list[Row] = []
     clock = time.process_time if device.type == "cpu" else wall_clock(device)

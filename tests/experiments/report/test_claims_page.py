@@ -8,6 +8,9 @@ import pytest
 from made_up_runs import finish, standing_in
 
 from rst.experiments.report import claims_page
+from rst.experiments.report.claims import judge
+from rst.experiments.report.figures.forest import forest
+from rst.experiments.report.records import outcomes_of
 from rst.experiments.tables.claims import load_claims
 from rst.experiments.tables.expansion import runs_of
 
@@ -69,6 +72,18 @@ def test_a_claim_without_its_runs_says_so_and_has_the_command_that_trains_them(t
     text = " ".join(page.read_text(encoding="utf-8").split())
     assert "Not run at scale `paper` (12 of 18 runs are there; all take 8,100 passes)." in text  # 300 steps, six seeds
     assert "`python scripts/sweep.py rst-beats-sam scale=paper` trains the rest." in text
+
+
+def test_the_figure_shades_where_a_claim_expects_its_difference_and_counts_what_is_not_run(tmp_path: Path) -> None:
+    train(tmp_path / "runs", "sam-helps", {"SGD": 5, "SAM": 2})
+    claims = list(load_claims([f"paths.runs={tmp_path / 'runs'}"]))
+    figure = forest(judge(claims, outcomes_of(runs_of(claim.table for claim in claims), tmp_path / "none")), "Claims")
+    [ax] = figure.axes
+    assert figure.get_suptitle() == "Claims (1 of 2 are not run)"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["sam-helps"]
+    [shaded] = ax.collections
+    expected = shaded.get_paths()[0].get_extents()
+    assert (expected.x0, expected.x1) == (-1.25, 0)  # a below b, as far as the axis goes
 
 
 def test_a_clone_with_the_committed_records_alone_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Test error over p and the regularisation of G-RST, as a grid of colours."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from rst.experiments.report.figures.panels import (
     ERROR_LABEL,
@@ -18,12 +21,16 @@ from rst.experiments.report.figures.panels import (
     families_of,
     has_runs,
     joined,
+    key,
+    legend,
     panels,
 )
 from rst.experiments.tables.expansion import Table
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """How much red, green and blue add to the brightness of a colour: it decides between black and white letters."""
+TIMES = 8
+"""How many times the lowest error the highest is that has a colour of its own, on a scale of logarithms."""
 BEST = PALETTE[1]
 """The outline of the best cell."""
 
@@ -43,18 +50,23 @@ def heatmap(table: Table) -> Figure:
             _draw_grid(ax, data[here & grid], data[here & ~grid & data["mean"].notna()])
         ax.set_title(joined(network, dataset), loc="left")
         ax.set(xlabel="$p$, probability of a sharp step", ylabel=r"$\gamma_{\mathrm{rst}} / \rho = p\, c$")
+    frame = {"marker": "s", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 2, "linestyle": "none"}
+    legend(figure, [key("lowest mean", color=BEST, **frame)])
     return figure
 
 
 def _draw_grid(ax: Axes, own: pd.DataFrame, ends: pd.DataFrame) -> None:
     own = own.assign(p=own["p"].round(6), gamma_rst=own["gamma_rst"].round(6))
     means = own.pivot(index="gamma_rst", columns="p", values="mean")
-    low, middle, high = own["mean"].quantile([0, 0.5, 1])
-    top = min(high, low + 5 * (middle - low))  # one diverged training must not take the colours of the others
-    mesh = ax.pcolormesh(means, cmap="cividis_r", vmin=low, vmax=top, edgecolor="white", linewidth=1)
-    beyond = (ends["mean"] < low).any(), (ends["mean"] > top).any() or top < high
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+    shown = pd.concat([own["mean"], ends["mean"]]).dropna().clip(lower=0.01)
+    low, high = shown.min(), max(shown.max(), 1.01 * shown.min())
+    top = min(high, TIMES * low)  # One training that diverged must not take the colours of the others.
+    mesh = ax.pcolormesh(means, cmap="cividis_r", norm=LogNorm(low, top), edgecolor="white", linewidth=1)
+    extend = "max" if top < high else "neither"
     bar = ax.figure.colorbar(mesh, ax=ax, label=ERROR_LABEL, extend=extend, pad=0.11)
+    ticks = [tick for tick in MaxNLocator(8).tick_values(low, top) if low <= tick <= top]
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    bar.minorticks_off()
     _mark(bar, ends, low, top)
     for line in own.itertuples():
         x, y = means.columns.get_loc(line.p), means.index.get_loc(line.gamma_rst)
@@ -79,7 +91,7 @@ def _draw_grid(ax: Axes, own: pd.DataFrame, ends: pd.DataFrame) -> None:
 def _mark(bar: Colorbar, ends: pd.DataFrame, low: float, top: float) -> None:
     """A triangle for each row at its error, on the left of the colour bar; beyond the colours, at their end."""
     inside = [min(max(error, low), top) for error in ends["mean"]]
-    places = apart(inside, 0.05 * (top - low))
+    places = np.exp(apart([math.log(error) for error in inside], 0.05 * math.log(top / low)))
     near: dict[str, Any] = {
         "xycoords": bar.ax.get_yaxis_transform(),
         "ha": "right",

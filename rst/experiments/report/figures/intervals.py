@@ -61,5 +61,7 @@ def _draw_rows(ax: Axes, own: pd.DataFrame) -> None:
     y = pd.Series(range(len(own)), own.index, dtype=float)
     ax.errorbar(own["mean"], y, xerr=own["half"], fmt="o", color=PALETTE[0], markersize=4, elinewidth=1.3)
     ax.errorbar(own["paper_mean"], y + BELOW, xerr=own["paper_half"], elinewidth=0.9, **PAPERS)
+    if (own["mean"].dropna() >= 0).all() and ax.get_xlim()[0] < 0:
+        ax.set_xlim(left=0)  # A t interval may reach below 0, an error does not.
     best = own["mean"].idxmin()
     ax.axvline(own.loc[best, "mean"], color="0.6", linewidth=0.7, linestyle=":", zorder=0)

@@ -90,7 +90,8 @@ def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> 
         if own["n"].any():
             text = f"no run was alone on its cores:\nscripts/runs.py remove, then\n{command}"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=SOFT)
-        ax.tick_params(labelleft=False)
+        ax.tick_params(labelleft=False, labelbottom=False, length=0)
+        ax.grid(visible=False)
         return False
     least, most, planned = own["n"].min(), own["n"].max(), own["planned"].max()
     of = f"/{planned}" if least < planned else ""
