@@ -118,9 +118,15 @@ class Gate:
         return {**_arguments(self), "steps": hashlib.sha256(bytes(self._steps.tolist())).hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the state is that of an equal gate. Raises ValueError with what differs."""
-        _check_arguments(state, self)
-        if state != self.state_dict():
+        """Check that the state is that of an equal gate. Raises ValueError with what differs.
+
+        With a constant schedule X_t does not depend on total_steps, so that a training may go on for longer.
+        """
+        schedule, own = self.schedule, self
+        if isinstance(schedule, Schedule) and schedule.time_invariant and state["total_steps"] != self.total_steps:
+            own = Gate(schedule, state["total_steps"], self.seed)
+        _check_arguments(state, own)
+        if state != own.state_dict():
             raise ValueError(
                 f"the state is that of another schedule with the name {state['schedule']}, which gives other sharp "
                 "steps: use the schedule of the saved training."

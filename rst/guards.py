@@ -91,7 +91,9 @@ class Parts:
         """
         if self.sharded:
             return True
-        return all(own.get(key) is p for (own, key), (_, p) in zip(self._places, self.parameters, strict=True))
+        return all(
+            key in own and own[key] is p for (own, key), (_, p) in zip(self._places, self.parameters, strict=True)
+        )
 
     def _walk(self) -> None:
         self._walked_at, self._ranks, self.walks = _registrations, world_size(), self.walks + 1
@@ -129,12 +131,16 @@ class Parts:
             yield
 
     def average_gradients(self) -> None:
-        """Average ``.grad`` over the ranks, for passes that ran without DDP's own averaging.
+        """Average ``.grad`` over the ranks, for passes that ran without DDP's own averaging, and its hooks.
 
         A gradient that is None on some ranks counts as zero there; one that is None on all ranks stays None.
         """
         for wrapper in self.wrappers:
-            parameters = [p for p in wrapper.parameters() if p.requires_grad]
+            wrapper.require_forward_param_sync = True  # As after DDP's own: the next pass begins with equal buffers.
+            named, ignored = wrapper.module.named_parameters(), wrapper.parameters_to_ignore
+            parameters = [p for name, p in named if p.requires_grad and name not in ignored]
+            if not parameters:
+                continue
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             present = gradients[0].new_tensor([p.grad is not None for p in parameters])
             sum_over_ranks([*gradients, present], wrapper.process_group)

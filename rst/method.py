@@ -131,6 +131,8 @@ class RST:
         self._parts = guards.Parts(model, own_gradient=self._gate.may_open and not sync_perturbation)
         self._weights = Weights(self._parts, only, self.variant.needs_whole_parameters)
         self._closures, self._still_weights = ClosureCheck(), StillWeights()
+        if isinstance(gamma_ratio, str) and gamma_ratio != "auto":
+            raise ValueError(f"gamma_ratio must be a number >= 0, or 'auto', got {gamma_ratio!r}.")
         self.gamma_ratio = non_negative("gamma_ratio", self._gate.ratio if gamma_ratio == "auto" else gamma_ratio)
 
     # The gate ---------------------------------------------------------------------------------------------------------
@@ -172,8 +174,8 @@ class RST:
 
         The body runs the forward pass and ``(weight * loss).backward()``, and must not clear gradients. A gradient that
         was in ``.grad`` before takes no part in the perturbation and is kept in the sum. Afterwards, and also after an
-        error, weights are θ to the bit, and buffers, frozen parameters and random number generators are as the clean
-        pass left them. The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
+        error, weights are θ to the bit, and buffers, frozen parameters and torch's random number generators are as the
+        clean pass left them. The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
 
         After an error inside the passes ``.grad`` holds a part of the step's gradient, and the step has not been done:
         call ``zero_grad()``, and begin it again with its first micro-batch.
@@ -277,8 +279,9 @@ class RST:
                 return True
             if sharp:
                 yield from self._combined(gradient, batch)
+            had_gradients = any(own is not None for own in total)
             weights.add_up(total)
-        if batch.last and not sync:
+        if batch.last and (had_gradients or not sync):  # Those from before the step may differ between ranks.
             self._parts.average_gradients()
         return sharp
 
@@ -364,10 +367,16 @@ class RST:
         return {name: vars(self)[name] for name in _COUNTERS} | {
             "gate": self._gate.state_dict(),
             "variant": self.variant.state_dict(),
+            "variant_class": type(self.variant).__name__,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned. Raises ValueError where the gate was another one."""
+        """Continue from what `state_dict` returned. Raises ValueError where the gate or the variant was another one."""
+        own = type(self.variant).__name__
+        if (saved := state.get("variant_class", own)) != own:
+            raise ValueError(
+                f"the state is that of a method with variant {saved}, and this one has {own}: use {saved}."
+            )
         self.restore()
         self._gate.load_state_dict(state["gate"])
         vars(self).update({name: state[name] for name in _COUNTERS})

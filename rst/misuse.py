@@ -89,9 +89,10 @@ class StillWeights:
 
 
 def _some(parameter: Any) -> Tensor:
-    """A few of the weights, of this rank's shard."""
+    """A few of the weights, of this rank's shard, spread over it: the first rows of an embedding may be unused."""
     own = parameter.detach()
-    return (own.to_local() if hasattr(own, "to_local") else own).reshape(-1)[:16]
+    flat = (own.to_local() if hasattr(own, "to_local") else own).reshape(-1)
+    return flat[:: max(1, flat.numel() // 16)]
 
 
 def _equal(parameter: Tensor, before: Tensor) -> bool:

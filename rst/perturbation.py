@@ -54,8 +54,8 @@ class Vector(list[Tensor]):
     def dot(self, other: "Vector") -> Tensor:
         """The inner product with a vector of the same whole parameters: a scalar like `norm`."""
         precision = reduce(torch.promote_types, {piece.dtype for piece in self}, torch.float32)
-        a, b = (torch.cat([piece.reshape(-1).to(precision) for piece in vector]) for vector in (self, other))
-        return torch.dot(a, b)
+        flat = [[piece.reshape(-1) for piece in vector] for vector in (self, other)]
+        return torch.stack([torch.dot(a.to(precision), b.to(precision)) for a, b in zip(*flat, strict=True)]).sum()
 
     def _sum(self, squares: Tensor) -> Tensor:
         """The sum of the squared norms of all pieces, [pieces], and of other ranks' shards of them."""
@@ -162,17 +162,33 @@ class Weights:
     def gradient(self) -> Vector:
         """What ``.grad`` holds, of the parameters that have it. Raises RuntimeError where none has, or it is sparse."""
         indices = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        gradients: list[Any] = [self.parameters[i].grad for i in indices]
         if not indices:
             raise RuntimeError(
                 "the clean pass left no gradient: call (weight * loss).backward() in every pass, and zero_grad() only "
                 "after the last one" + (", and leave set_requires_gradient_sync alone." if self._parts.sharded else ".")
             )
-        if any(gradient.layout is not torch.strided for gradient in gradients):
+        if any(self.parameters[i].grad.layout is not torch.strided for i in indices):  # type: ignore[union-attr]
             raise RuntimeError(
-                "a gradient is sparse and cannot be perturbed along: build the embedding without sparse=True."
+                "a gradient is sparse, which rst.RST does not take even where only= leaves its parameter out: build "
+                "the embedding without sparse=True."
             )
-        return self._vector(indices, gradients)
+        if not self._parts.sharded:
+            self._give_own_memory([self.parameters[i] for i in indices])
+        return self._vector(indices, [self.parameters[i].grad for i in indices])
+
+    def _give_own_memory(self, parameters: Sequence[Tensor]) -> None:
+        """Copy a gradient that shares its memory with another one, or is conjugated: it is going to be written to.
+
+        Autograd makes such gradients of parameters that meet through views, as in ``a.view(1, 4) + b.view(1, 4)``.
+        """
+        addresses: set[int] = set()
+        for p in parameters:
+            gradient: Any = p.grad
+            if gradient.is_conj():
+                p.grad = gradient = gradient.resolve_conj()
+            if gradient.data_ptr() in addresses:
+                p.grad = gradient.clone()
+            addresses.add(gradient.data_ptr())
 
     def copied(self, gradient: Vector) -> Vector:
         """A copy of a gradient, in buffers that are made once."""

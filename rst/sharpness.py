@@ -196,8 +196,8 @@ class _Objective:
 
     def random_vector(self, generator: torch.Generator) -> Vector:
         """A vector of length 1 in a random direction."""
-        draws = [torch.randn(p.shape, generator=generator, dtype=self.precision).to(p.device) for p in self.parameters]
-        return _scaled(draws)
+        draws = [torch.randn(p.shape, generator=generator, dtype=self.precision, device="cpu") for p in self.parameters]
+        return _scaled([draw.to(p.device) for draw, p in zip(draws, self.parameters, strict=True)])
 
     def _losses(self, batch: Any, first: bool) -> Tensor:
         losses = self.loss(batch)

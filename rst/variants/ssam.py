@@ -36,6 +36,7 @@ class SSAM(Variant):
         self.update_every = positive_integer("update_every", update_every)
         self.mask: dict[str, Tensor] = {}
         self.due = 0
+        self.exchanged_at, self.mask_before = -1, self.mask
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
         """Remember the parameters and t, which decide whether and how a mask is made later in the step.
@@ -50,7 +51,8 @@ class SSAM(Variant):
         """Turn g into ρ m ⊙ g / ‖g‖."""
         radius = rho / (gradient.norm() + EPSILON)
         named = zip(gradient.names, gradient, strict=True)
-        masked = [(piece, self.mask[name]) for name, piece in named if name in self.mask]
+        mask = self.mask_before if self.exchanged_at == self.t else self.mask
+        masked = [(piece, mask[name]) for name, piece in named if name in mask]
         if masked:
             pieces, masks = zip(*masked, strict=True)
             torch._foreach_mul_(pieces, masks)
@@ -82,7 +84,7 @@ class SSAM(Variant):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.mask, self.due = dict(state["mask"]), state["due"]
+        self.mask, self.due, self.exchanged_at = dict(state["mask"]), state["due"], -1
 
 
 class SSAMF(SSAM):
@@ -135,7 +137,8 @@ class SSAMD(SSAM):
 
     Mi et al., 2022 (arXiv 2210.05177), SSAM-D; Section B.6. Those with the smallest ``|g|`` get m = 0, and as many
     others, drawn at random, get m = 1. The share that is exchanged at step t is d = ``drop`` ½ (1 + cos(πt/T)), or
-    ``drop`` without total_steps. The step that makes a mask is itself still perturbed under the old one.
+    ``drop`` without total_steps. The step that makes a mask is itself still perturbed under the old one, in all of its
+    micro-batches.
 
     Args:
         sparsity: share of the weights with m = 0, in [0, 1), else ValueError; with 0 this is SAM.
@@ -164,10 +167,10 @@ class SSAMD(SSAM):
         """Turn g into ρ m ⊙ g / ‖g‖, and make a new mask from |g| where one is due."""
         if not self.mask:
             self.renew(dict(zip(self.parameters, largest(self.noise(), self.ones), strict=True)))
-        new_mask = self.exchanged(gradient) if self.is_due else None
-        super().perturb(gradient, weights, scratch, rho, factor)
-        if new_mask is not None:
+        if self.is_due and (new_mask := self.exchanged(gradient)) is not None:
+            self.exchanged_at, self.mask_before = self.t, self.mask
             self.renew(new_mask)
+        super().perturb(gradient, weights, scratch, rho, factor)
 
     def exchanged(self, gradient: Vector) -> dict[str, Tensor] | None:
         """The mask with part of it exchanged; None where the gradient is not finite."""
@@ -194,7 +197,8 @@ class SSAMD(SSAM):
 
 def are_finite(tensors: list[Tensor]) -> bool:
     """Whether no number is infinite or NaN; on an accelerator this waits for the device."""
-    return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all())
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    return bool(torch.stack(torch._foreach_norm(filled, math.inf)).isfinite().all())
 
 
 def largest(scores: list[Tensor], count: int) -> list[Tensor]:

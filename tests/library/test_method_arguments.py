@@ -19,7 +19,7 @@ BAD = [
     ({"rho": True}, "rho must be .* got True"),
     ({"gamma_ratio": -1}, "gamma_ratio must be .* got -1"),
     ({"gamma_ratio": float("nan")}, "gamma_ratio must be .* got nan"),
-    ({"gamma_ratio": "automatic"}, "gamma_ratio must be .* got 'automatic'"),
+    ({"gamma_ratio": "automatic"}, "gamma_ratio must be a number >= 0, or 'auto', got 'automatic'"),
     ({"gamma_ratio": None}, "gamma_ratio must be .* got None"),
     ({"gamma_ratio": "auto", "schedule": schedules.never()}, r"'auto'.* is 0 for constant\(p=0.0\): give a number"),
     ({"schedule": lambda t, total_steps: 0.5 + t / 40}, "p = 1.025 at t = 21: p must lie in"),

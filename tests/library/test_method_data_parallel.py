@@ -72,6 +72,14 @@ ADAPTIVE = {
     for synced in (False, True)
     for micro_batches in (1, 2)
 }
+RARELY = schedules.ae_sam(1e9, 1e9)
+ON_EACH_RANK: list[dict] = [
+    {"schedule": schedules.never()},
+    {"schedule": ALWAYS, "variant": "gsam"},
+    {"schedule": ALWAYS, "variant": "looksam"},
+    {"schedule": RARELY},
+]
+"""Methods of whose passes DDP averages no gradient, after a plain one."""
 PLAIN = {"synced": False, "c": 2.0, "views": True, "micro_batches": 2}
 ALL = {
     **SCENARIOS,
@@ -164,6 +172,45 @@ def run_stochastic_depth(rank: int, synced: bool) -> list[Tensor]:
     return [p.grad.clone() for p in parallel.parameters()]
 
 
+def run_buffers(rank: int, **options: object) -> Tensor:
+    """Batch norm's mean in evaluation, after steps on other images on each rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    parallel = DistributedDataParallel(model)
+    method = rst.RST(parallel, RHO, total_steps=STEPS, **options)
+    for step in range(STEPS):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * step + rank)) + rank
+        method.backward(lambda x=x: parallel(x).square().mean())
+        model.zero_grad()
+    with torch.no_grad():
+        parallel.eval()(torch.ones(2, 4))
+    return model[1].running_mean.clone()
+
+
+def run_left_alone(rank: int, variant: str) -> Tensor:
+    """The gradient of a parameter that DDP was told to leave to each rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 1))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["0.weight"])
+    parallel = DistributedDataParallel(model)
+    rst.RST(parallel, RHO, ALWAYS, variant=variant).backward(lambda: parallel(torch.full((4, 2), rank + 1.0)).mean())
+    return model[0].weight.grad
+
+
+def run_gradient_from_before(rank: int, schedule: object) -> Tensor:
+    """The gradient of a plain step to which each rank had added a loss of its own."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1, bias=False)
+    parallel = DistributedDataParallel(model)
+    method = rst.RST(parallel, RHO, schedule, total_steps=2, sync_perturbation=True)
+    method.backward(lambda: parallel(torch.ones(1, 2)).sum())
+    model.zero_grad()
+    with parallel.no_sync():
+        parallel(torch.full((1, 2), rank + 1.0)).sum().backward()
+    method.backward(lambda: 1e-3 * parallel(torch.ones(1, 2)).sum())
+    return model.weight.grad
+
+
 def warnings_of(case: Callable[[], object]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -201,6 +248,9 @@ def run_rank(rank: int, folder: str) -> dict:
     seen = {name: run_scenario(rank, **scenario) for name, scenario in ALL.items()}
     seen["error"] = run_error(rank)
     seen["stochastic depth"] = {synced: run_stochastic_depth(rank, synced) for synced in (False, True)}
+    seen["buffers"] = [run_buffers(rank, **options) for options in ON_EACH_RANK]
+    seen["left alone"] = {variant: run_left_alone(rank, variant) for variant in ("sam", "gsam")}
+    seen["from before"] = [run_gradient_from_before(rank, schedule) for schedule in (schedules.never(), RARELY)]
     seen["refusals"] = run_refusals(rank)
     seen["warnings"] = run_unwrapped(rank, folder)
     return seen
@@ -210,6 +260,25 @@ def run_rank(rank: int, folder: str) -> dict:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     again = tmp_path_factory.mktemp("again")
     return results_of_ranks(partial(run_rank, folder=str(again)), RANKS, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_ranks_evaluate_with_the_buffers_of_the_first_rank_as_without_the_method(ranks, case):
+    first, second = (rank["buffers"][case] for rank in ranks)
+    assert_bitwise(first, second)
+    assert first.abs().sum() > 0
+
+
+@pytest.mark.parametrize("variant", ["sam", "gsam"])
+def test_a_parameter_that_ddp_leaves_to_each_rank_is_left_to_it(ranks, variant):
+    first, second = (rank["left alone"][variant] for rank in ranks)
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_a_gradient_from_before_a_plain_step_is_averaged_with_that_of_the_step(ranks):
+    for rank in ranks:
+        for gradient in rank["from before"]:
+            torch.testing.assert_close(gradient, torch.full((1, 2), 1.501))
 
 
 # The same, written out by hand ----------------------------------------------------------------------------------------

@@ -47,6 +47,17 @@ def test_a_default_device_that_the_user_has_set_changes_nothing(schedule):
     assert_bitwise([left(model_on_cpu)], expected)
 
 
+def test_a_default_device_does_not_move_what_sharpness_draws():
+    model, data = perceptron(), [batch(0)]
+
+    def losses(own: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(own[0].double()), own[1], reduction="none")
+
+    expected = rst.sharpness(model, losses, data, rho=RHO)
+    with torch.device("meta"):
+        assert rst.sharpness(model, losses, data, rho=RHO) == expected
+
+
 @pytest.mark.parametrize("name", ["esam", "ssam_d", "ssam_f", "looksam"])
 def test_a_default_device_does_not_move_what_a_variant_draws(name):
     model = perceptron()

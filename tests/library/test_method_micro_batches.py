@@ -3,7 +3,18 @@
 import pytest
 import torch
 from textbook import batch, clean_gradient, left, loss_on, mixed_gradient, perceptron
-from textbook_variants import Device, FriendlySam, Sam, device_of, network, set_gradient, step_gradient, vector
+from textbook_variants import (
+    Device,
+    FriendlySam,
+    Sam,
+    Ssam,
+    SsamD,
+    device_of,
+    network,
+    set_gradient,
+    step_gradient,
+    vector,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from variant_cases import ALWAYS, NEVER, ORACLES, RHO, SEED, STEPS, VARIANTS, close, variants, without_per_sample_loss
@@ -103,17 +114,24 @@ mixings = pytest.mark.parametrize("normalise_clean", [False, True], ids=["eq. 7"
 
 
 class OneAfterAnother:
-    """An oracle whose devices come one after the other, so that the first alone makes the mask of SSAM."""
+    """An oracle of SSAM whose devices come one after the other, so that the first alone makes the mask.
 
-    def __init__(self, oracle: Sam) -> None:
+    A mask of SSAM-D that the first one exchanges is for the steps to come.
+    """
+
+    def __init__(self, oracle: Ssam) -> None:
         self.oracle = oracle
 
     def sharp(self, model: nn.Module, devices: list[Device], clean: list[Tensor], t: int, rho: float) -> list[Tensor]:
-        return [
-            own
-            for device, g in zip(devices, clean, strict=True)
-            for own in self.oracle.sharp(model, [device], [g], t, rho)
-        ]
+        oracle, before = self.oracle, self.oracle.mask
+        result = oracle.sharp(model, devices[:1], clean[:1], t, rho)
+        made = oracle.mask
+        if isinstance(oracle, SsamD) and before is not None:
+            oracle.mask = before
+        for device, g in zip(devices[1:], clean[1:], strict=True):
+            result += oracle.sharp(model, [device], [g], t, rho)
+        oracle.mask = made
+        return result
 
 
 def oracle_of(name: str, shares: list[float] = QUARTERS) -> Sam | OneAfterAnother:

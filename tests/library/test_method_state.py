@@ -2,6 +2,8 @@
 
 import copy
 import io
+import itertools
+import re
 from functools import lru_cache
 
 import pytest
@@ -82,7 +84,7 @@ def test_the_state_of_sam_is_counters_and_what_its_gate_is_made_of_and_loads_wit
     loaded = torch.load(file, weights_only=True)
     gate = loaded.pop("gate")
     counters = {"t": 3, "sharp_steps": 3, "forward_passes": 6.0, "backward_passes": 6.0, "_plain_passes": 3.0}
-    assert loaded == {**counters, "variant": {}}
+    assert loaded == {**counters, "variant": {}, "variant_class": "SAM"}
     assert (gate["schedule"], gate["seed"], gate["total_steps"]) == ("constant(p=1.0)", 1, STEPS)
 
 
@@ -120,6 +122,26 @@ def test_the_names_in_the_state_of_a_variant_are_its_own():
     other.load_state_dict(method.state_dict())
     assert other.t == 5
     assert other.variant.own == Counting().own
+
+
+@pytest.mark.parametrize(("saved", "own"), list(itertools.permutations(["sam", "looksam", "friendly", "ssam_d"], 2)))
+def test_the_state_of_another_variant_is_refused_and_changes_nothing(saved, own):
+    first, second = (rst.RST(Network(), 0.1, schedules.always(), total_steps=4, variant=name) for name in (saved, own))
+    first.t = 3
+    state, before = first.state_dict(), second.state_dict()
+    classes = (type(method.variant).__name__ for method in (first, second, first))
+    sentence = "the state is that of a method with variant {}, and this one has {}: use {}.".format(*classes)
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        second.load_state_dict(state)
+    assert second.state_dict() == before
+
+
+def test_a_training_may_go_on_for_longer_where_p_is_constant():
+    first, second = (rst.RST(Network(), 0.1, schedules.constant(0.5), total_steps=n, seed=1) for n in (10, 20))
+    first.t = 9
+    second.load_state_dict(first.state_dict())
+    assert second.t == 9
+    assert second.gate[:10].equal(first.gate)
 
 
 def test_the_saved_counters_go_on_where_they_were():

@@ -118,6 +118,17 @@ def test_an_optimizer_of_some_parameters_is_not(method, name):
     assert warned(method, torch.optim.SGD([method.model.get_parameter(name)], lr=1e-3), steps=30) == []
 
 
+def test_an_embedding_of_which_the_first_rows_are_unused_is_not():
+    model = nn.Embedding(100, 4)
+    optimizer, method = torch.optim.SGD(model.parameters(), lr=0.1), rst.RST(model, 0.1, rst.schedules.always())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(12):
+            method.backward(lambda: model(torch.arange(50, 100)).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def test_ten_steps_without_an_optimizer_pass_without_a_word(method):
     assert warned(method, SimpleNamespace(step=lambda: None), steps=10) == []
 

@@ -1,11 +1,13 @@
 """Models that people bring: tied and shared weights, caches of weights, mixed types, layers that are unfrozen."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.utils.parametrize
 from textbook import assert_bitwise, batch, clean_gradient, gradient, left, loss_on, mixed_gradient, perceptron
 from torch import Tensor, nn
-from variant_cases import VARIANTS, close, variants
+from variant_cases import VARIANTS, close, variants, without_per_sample_loss
 
 import rst
 from rst import schedules
@@ -48,6 +50,43 @@ def test_two_parameters_that_share_one_storage_are_each_moved_by_their_own_pertu
     torch.testing.assert_close([first.grad, second.grad], list(expected_gradient))
     assert_bitwise(first.detach(), before)
     assert_bitwise(second.detach(), before.T)
+
+
+class Meeting(nn.Module):
+    """Two parameters of one size, whose gradients autograd puts into the same memory where they meet as views."""
+
+    def __init__(self, as_views: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.as_views = nn.Parameter(torch.ones(4)), nn.Parameter(torch.arange(4.0)), as_views
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.as_views:
+            return 0.01 * (self.a.view(1, 4) + self.b.view(1, 4) + x).square()
+        return 0.01 * (self.a * 1 + self.b * 1 + x).square()
+
+
+@without_per_sample_loss
+def test_gradients_that_share_memory_count_as_two(name):
+    models = [Meeting(as_views) for as_views in (True, False)]
+    for model in models:
+        method = rst.RST(model, RHO, ALWAYS, 2.0, variant=VARIANTS[name](), total_steps=2)
+        for _ in range(2):
+            model.zero_grad()
+            method.backward(lambda model=model: model(X).sum(1).mean())
+    close(left(models[0]), left(models[1]), tolerance=1e-5)
+
+
+def test_a_conjugated_gradient_is_perturbed_along_like_any_other():
+    models = [nn.ParameterList([torch.randn(4, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))])]
+    models.append(copy.deepcopy(models[0]))
+    conjugated, plain = models
+    losses = {
+        conjugated: lambda: torch.view_as_real(conjugated[0].conj().resolve_conj()).square().sum(),
+        plain: lambda: torch.view_as_real(plain[0]).square().sum(),
+    }
+    for model, loss in losses.items():
+        sharp(model).backward(loss)
+    torch.testing.assert_close(conjugated[0].grad.resolve_conj(), plain[0].grad)
 
 
 def test_a_parameter_that_two_layers_use_is_one_parameter():
@@ -117,7 +156,7 @@ def test_a_sparse_gradient_is_refused_in_one_sentence_that_says_what_to_write():
     model = nn.Embedding(9, 3, sparse=True)
     before = model.weight.detach().clone()
     method = sharp(model)
-    with pytest.raises(RuntimeError, match=r"^a gradient is sparse .*: build the embedding without sparse=True.$"):
+    with pytest.raises(RuntimeError, match=r"^a gradient is sparse, .*: build the embedding without sparse=True.$"):
         method.backward(lambda: model(torch.arange(4)).mean())
     assert_bitwise(model.weight.detach(), before)
     assert method.t == 0

@@ -102,6 +102,33 @@ def test_a_mask_that_is_due_is_made_when_a_step_that_failed_is_run_again(kind):
     assert not torch.equal(mask_of(method), old)
 
 
+def test_a_step_that_is_run_again_is_perturbed_under_the_mask_from_before_in_all_its_micro_batches():
+    gradients = []
+    for fails in (False, True):
+        model = perceptron()
+        method = rst.RST(model, RHO, ALWAYS, total_steps=4, variant=SSAMD(update_every=1))
+        method.backward(device_of(model, 0))
+        model.zero_grad()
+        if fails:
+            for _ in method.passes(advance=False):
+                device_of(model, 1)().mean().backward()  # After its second pass the new mask is made.
+            method.restore()
+            model.zero_grad()
+        for micro_batch in (1, 2):
+            method.backward(device_of(model, micro_batch), advance=micro_batch == 2, share=1 / 2)
+        gradients.append(left(model))
+    assert_bitwise(*gradients)
+
+
+def test_a_mask_is_exchanged_where_a_parameter_is_empty():
+    model = Chosen(40)
+    model.empty = torch.nn.Parameter(torch.zeros(0))
+    method = rst.RST(model, RHO, ALWAYS, total_steps=4, variant=SSAMD(update_every=1))
+    for _ in range(2):
+        method.backward(lambda: model.empty.sum() + sum(p.square().sum() for p in model.parameters()))
+    assert method.t == 2
+
+
 @variants
 def test_after_loading_a_step_starts_with_its_first_micro_batch(name):
     model = perceptron()
