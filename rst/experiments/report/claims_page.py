@@ -26,9 +26,10 @@ from rst.experiments.tables.claims import load_claims
 from rst.experiments.tables.expansion import runs_of
 
 INTRODUCTION = """\
-What the paper says, put so that it can come out either way, and what our runs say of it. Rows, directions, margins
-and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs it judges, except that the
-three claims on right labels were added after the runs at scale `gpu`.
+This page puts each claim of the paper as a comparison that can come out either way, and gives what our runs say of it.
+Rows, directions, margins and numbers of seeds stand in `configs/claims.yaml`, which was committed before the runs it
+judges, except that the three claims on right labels were added after the runs at scale `gpu`. Those three compare rows
+of one table, on ResNet18 and CIFAR-10; at scales `gpu` and `cpu` all other claims have right labels too.
 This page is computed from `records.csv` of each scale by `make claims SCALE=<scale>`, which trains the runs that are
 missing first.
 
@@ -36,8 +37,8 @@ Schemes are compared by differences a - b between runs of one seed, which share 
 the numbers that the gate draws. The difference of a seed is the mean over the networks and data sets of the claim. A
 claim **holds** if every comparison is shown to be as expected, and **fails** if the opposite of one is shown; else it
 is undecided. To be shown, p of the paired t-test is at most 0.05 after Holm's correction over all claims that were
-run at the scale, and p of the sign-flip test, which takes nothing for normally distributed, at most 0.05 by itself. A
-margin, for "as good as", is a share of the difference between the two rows that are named beside it. A claim of which
+run at the scale, and p of the sign-flip test, which assumes no normal distribution, at most 0.05 by itself. A margin,
+for "as good as", is a share of the difference between the two rows that are named beside it. A claim of which
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
 error of guessing."""
 
@@ -208,8 +209,8 @@ def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
     figure = _link(scale.folder / "figures" / "claims" / f"{verdict.claim.name}.svg", page)
     return [
         wrapped(
-            f"`{scale.name}`: {_word(verdict)}; n = {verdict.claim.seeds} seeds; after Holm's correction p = "
-            f"{verdict.p_holds:.2g} that it holds and {verdict.p_fails:.2g} that it fails.{diverged}"
+            f"`{scale.name}`: {_word(verdict)}; n = {verdict.claim.seeds} seeds; p after Holm's correction: "
+            f'{verdict.p_holds:.2g} for "holds", {verdict.p_fails:.2g} for "fails".{diverged}'
         ),
         _comparisons(verdict.compared, verdict.claim.content.gap),
         f"![Intervals of {verdict.claim.name}]({figure})",
@@ -264,7 +265,7 @@ def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
                 "95 % interval": f"{one.difference.low:+.3g} to {one.difference.high:+.3g}",
                 "Margin": margin,
                 "p": f"{one.supports.t:.2g}",
-                "p, flips": f"{one.supports.flip:.2g}",
+                "p, sign-flip": f"{one.supports.flip:.2g}",
                 "p of the opposite": f"{one.opposes.t:.2g}",
             }
         )
