@@ -297,7 +297,8 @@ def test_a_run_that_diverges_late_keeps_the_epochs_before(config: Config, monkey
         train(config(), show_progress=False)
     record = open_record(config())
     assert [line["epoch"] for line in record.metrics] == [0]
-    assert checkpoint.load(record.checkpoint)["counters"]["step"] == 3
+    # Where steps are slow, another checkpoint is written within the second epoch.
+    assert checkpoint.load(record.checkpoint)["counters"]["step"] >= 3
 
 
 def test_a_folder_that_cannot_be_written_is_named(config: Config, tmp_path: Path) -> None:
