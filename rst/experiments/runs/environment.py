@@ -21,10 +21,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "rst": rst.__version__,
         **{name: version(name) for name in ("torch", "torchvision", "timm")},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {_processor()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    """The name of the processor, by which times can be compared."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
 
 
 def environment_of(spec: RunSpec, device: torch.device, data_digest: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a record says of the code that a run was trained by: the commit, and whether it was changed since."""
 
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 
 def commit_on_record() -> str | None:
     return environment.environment(torch.device("cpu"))["git_commit"]
+
+
+def test_the_platform_is_the_system_and_the_processor_without_the_release_of_the_kernel() -> None:
+    system, processor = environment.environment(torch.device("cpu"))["platform"].split(", ", 1)
+    assert system == f"{platform.system()} {platform.machine()}"
+    assert processor
+    assert platform.release() not in processor
 
 
 def test_a_clean_checkout_is_its_commit(checkout: Callable[..., str]) -> None:
