@@ -122,9 +122,9 @@ class Gate:
 
         With a constant schedule X_t does not depend on total_steps, so that a training may go on for longer.
         """
-        schedule, own = self.schedule, self
-        if isinstance(schedule, Schedule) and schedule.time_invariant and state["total_steps"] != self.total_steps:
-            own = Gate(schedule, state["total_steps"], self.seed)
+        own, saved_steps = self, state.get("total_steps")
+        if isinstance(self.schedule, Schedule) and self.schedule.time_invariant and saved_steps != self.total_steps:
+            own = Gate(self.schedule, saved_steps, self.seed)
         _check_arguments(state, own)
         if state != own.state_dict():
             raise ValueError(

@@ -117,11 +117,11 @@ class Weights:
         if named and not any(self._is_perturbed):
             raise ValueError("only(name, parameter) is false for every trainable parameter: it must be true for some.")
         groups = [_groups(name, p) for name, p in named]
-        are_distributed = any(hasattr(p, "device_mesh") for p in self.parameters)
-        if self._must_be_whole and are_distributed:
+        self._are_distributed = any(hasattr(p, "device_mesh") for p in self.parameters)
+        if self._must_be_whole and self._are_distributed:
             raise ValueError("the variant needs whole parameters, and these are DTensors: use DistributedDataParallel.")
         self._groups = groups if any(groups) else None
-        self._is_plain = not are_distributed and not any(p.is_complex() for p in self.parameters)
+        self._is_plain = not self._are_distributed and not any(p.is_complex() for p in self.parameters)
         self._saved: list[Tensor | None] = [None] * len(named)
         self._copies: list[Tensor | None] = [None] * len(named)
 
@@ -172,7 +172,7 @@ class Weights:
                 "a gradient is sparse, which rst.RST does not take even where only= leaves its parameter out: build "
                 "the embedding without sparse=True."
             )
-        if not self._parts.sharded:
+        if not self._are_distributed:
             self._give_own_memory([self.parameters[i] for i in indices])
         return self._vector(indices, [self.parameters[i].grad for i in indices])
 
