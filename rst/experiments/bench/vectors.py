@@ -6,6 +6,7 @@ remains beyond a plain loop of as many passes is what a method itself does.
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ def measure(
     """Each contender on tensors of the shapes of each network."""
     rows: list[Row] = []
     clock = time.process_time if device.type == "cpu" else wall_clock(device)
-    with one_thread(), progress("vectors", rounds * len(networks)) as bar:
+    with one_thread(), warnings.catch_warnings(), progress("vectors", rounds * len(networks)) as bar:
+        warnings.filterwarnings("ignore", "no weight of the model has changed")  # `Still` is meant to change none.
         for name, build in networks.items():
             passes = Passes(shapes(build), device)
             contenders = {**plain_loops(passes), **contenders_on(passes)}
