@@ -12,7 +12,7 @@ from rst.experiments.report.claims import Compared, Verdict
 from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.panels import PALETTE, WIDTH, key, legend
 
-COLOURS = {"holds": PALETTE[0], "fails": PALETTE[1], "undecided": "0.45", "not run": "0.45"}
+COLOURS = {"holds": PALETTE[0], "fails": PALETTE[1], "undecided": "0.45"}
 MARKERS = {"holds": "o", "fails": "X", "undecided": "s"}
 CLAIMED = "#E3EEF6"
 """The colour of the part of a line where the claim expects the difference."""
