@@ -216,8 +216,10 @@ def _images(cell: Cell) -> str:
 
 
 def _wrong_labels(cells: Sequence[Cell]) -> str:
-    shares = [100 * cell.spec.dataset.label_noise for cell in cells]
-    return f"wrong training labels: {', '.join(dict.fromkeys(f'{s:g} %' for s in shares))}; " if any(shares) else ""
+    if not any(cell.spec.dataset.label_noise for cell in cells):
+        return ""
+    shares = _values(cells, lambda cell: f"{100 * cell.spec.dataset.label_noise:g} %")
+    return f"wrong training labels: {', '.join(shares)}; "
 
 
 def _values(cells: Sequence[Cell], fact: Callable[[Cell], str]) -> list[str]:
