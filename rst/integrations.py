@@ -87,9 +87,14 @@ class TrainerMixin(_Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            saved = torch.load(self._file(checkpoint), map_location="cpu", weights_only=True)
-            self._method(self.model_wrapped).load_state_dict(saved)
+        if checkpoint is None:
+            return
+        if not os.path.exists(file := self._file(checkpoint)):
+            raise ValueError(
+                f"{file} is missing: resume from a checkpoint that this trainer wrote with as many processes as now."
+            )
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        self._method(self.model_wrapped).load_state_dict(saved)
 
     def _file(self, folder: str) -> str:
         return os.path.join(folder, f"rst_{self.args.process_index}.pt")

@@ -147,6 +147,13 @@ def test_a_checkpoint_of_another_schedule_is_refused_in_a_sentence(trained, tmp_
         trained(resume=str(tmp_path / "checkpoint-2"), schedule=schedules.constant(0.5))
 
 
+def test_a_checkpoint_without_the_state_of_the_method_is_refused_in_a_sentence(trained, tmp_path):
+    trained(save_strategy="steps", save_steps=2)
+    (tmp_path / "checkpoint-2" / "rst_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"rst_0.pt is missing: resume from a checkpoint that this trainer wrote"):
+        trained(resume=str(tmp_path / "checkpoint-2"))
+
+
 def test_a_trainer_without_make_method_is_told_to_define_it(trained):
     with pytest.raises(NotImplementedError, match=r"needs make_method: def make_method\(self, model, total_steps\)"):
         trained(TrainerMixin)
