@@ -142,7 +142,9 @@ class Parts:
             if not parameters:
                 continue
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            present = gradients[0].new_tensor([p.grad is not None for p in parameters])
+            # From scalars on the device: to copy a list there, the host would wait.
+            zero, one = gradients[0].new_zeros(()), gradients[0].new_ones(())
+            present = torch.stack([zero if p.grad is None else one for p in parameters])
             sum_over_ranks([*gradients, present], wrapper.process_group)
             torch._foreach_div_(gradients, torch.distributed.get_world_size(wrapper.process_group))
             if any(p.grad is None for p in parameters):

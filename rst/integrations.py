@@ -57,7 +57,8 @@ class TrainerMixin(_Trainer):
         method, scaler = self._method(model), self.accelerator.scaler
         micro_batches = self.current_gradient_accumulation_steps
         # The Trainer itself divides the loss by the micro-batches, or by what it counts in them, and scales it.
-        undone = micro_batches / (scaler.get_scale() if scaler is not None else 1.0)
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
+        undone = micro_batches / scale
         losses = []
         try:
             for weight in method.passes(self.accelerator.sync_gradients, 1 / micro_batches, scaler):

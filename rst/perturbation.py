@@ -62,7 +62,8 @@ class Vector(list[Tensor]):
         assert self.groups is not None
         total = squares.new_zeros(())
         for groups in dict.fromkeys(self.groups):
-            part = squares[[i for i, own in enumerate(self.groups) if own == groups]].sum()
+            # An index of numbers would be copied to the device, for which the host would wait.
+            part = torch.stack([s for s, own in zip(squares.unbind(), self.groups, strict=True) if own == groups]).sum()
             for group in groups:
                 torch.distributed.all_reduce(part, group=group)
             total += part
