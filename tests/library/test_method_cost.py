@@ -140,7 +140,7 @@ def test_a_plain_step_dispatches_the_operations_of_a_plain_loop(micro_batches):
     assert operations(by_method) == operations(by_hand)
 
 
-@pytest.mark.parametrize("variant", ["sam", "asam"])
+@pytest.mark.parametrize("variant", ["sam", "asam", "gsam", "looksam", "friendly"])
 def test_nothing_in_a_sharp_step_waits_for_the_device(variant):
     """A number that is read on the host, or a shape that depends on numbers, would."""
 
