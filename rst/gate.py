@@ -20,7 +20,8 @@ from rst.checks import integer, positive_integer
 from rst.schedules import AESAM, Schedule
 from rst.streams import stream
 
-ScheduleLike = Schedule | Callable[[int, int | None], float]
+ScheduleLike = Schedule | Callable[[int, Any], float]
+"""p(t) as a schedule, or as a callable (t, total_steps) -> p in [0, 1]."""
 
 
 def make_gate(schedule: ScheduleLike | AESAM, total_steps: int | None, seed: int) -> "Gate | AdaptiveGate":
@@ -45,8 +46,8 @@ class Gate:
         mean: the mean of p(t), in [0, 1].
 
     Raises:
-        ValueError: a schedule that is neither of both; p(t) outside [0, 1] at some t; a total_steps that is wrong, or
-            missing where p(t) changes; a seed that is no integer.
+        ValueError: a schedule that is neither a `Schedule` nor a callable; p(t) outside [0, 1] at some t; a total_steps
+            that is wrong, or missing where p(t) changes; a seed that is no integer.
 
     Warns where every drawn gate is open, or every one closed, although 0 < mean p < 1.
     """
@@ -58,7 +59,7 @@ class Gate:
         if self.total_steps is None:
             if not (isinstance(schedule, Schedule) and schedule.time_invariant):
                 raise ValueError(f"schedule {schedule} needs total_steps, the number of optimizer steps.")
-            self.mean = schedule.mean()
+            self.mean = _probability(schedule, 0, None)
             return
         p = _probabilities(schedule, self.total_steps)
         self.mean = math.fsum(p.tolist()) / self.total_steps
@@ -289,13 +290,17 @@ def _uniforms(seed: int, steps: int) -> Tensor:
 
 def _probabilities(schedule: ScheduleLike, total_steps: int) -> Tensor:
     """p(t) of every step, checked: float64 [total_steps]."""
-    p = []
-    for t in range(total_steps):
-        value = schedule(t, total_steps)
-        try:
-            p.append(float(value))
-        except (TypeError, ValueError):
-            raise ValueError(f"schedule {schedule} gives p = {value!r} at t = {t}: p must be a number.") from None
-        if not 0 <= p[-1] <= 1:
-            raise ValueError(f"schedule {schedule} gives p = {p[-1]:g} at t = {t}: p must lie in [0, 1].")
+    p = [_probability(schedule, t, total_steps) for t in range(total_steps)]
     return torch.tensor(p, dtype=torch.float64, device="cpu")
+
+
+def _probability(schedule: ScheduleLike, t: int, total_steps: int | None) -> float:
+    """p(t), checked."""
+    value = schedule(t, total_steps)
+    try:
+        p = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"schedule {schedule} gives p = {value!r} at t = {t}: p must be a number.") from None
+    if not 0 <= p <= 1:
+        raise ValueError(f"schedule {schedule} gives p = {p:g} at t = {t}: p must lie in [0, 1].")
+    return p

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rst import guards
 from rst.checks import in_unit_interval, non_negative
 from rst.gate import ScheduleLike, make_gate
-from rst.misuse import ClosureCheck, StillWeights
+from rst.misuse import ClosureCheck, StillWeights, no_optimizer_step
 from rst.perturbation import EPSILON, Only, Vector, Weights
 from rst.schedules import AESAM
 from rst.variants import Closure, Variant, variant_of
@@ -99,14 +99,15 @@ class RST:
         sharp_steps: how many of them were sharp.
         forward_passes, backward_passes: propagations done so far, in units of one over all images of a step.
 
-    Raises ValueError for an argument outside its range, p(t) outside [0, 1] at some t, parameters whose norm cannot be
-    known, and an option that does not go with the variant or with the wrapper of the model (see above).
+    Raises ValueError for an argument outside its range, p(t) outside [0, 1] at some t, parameters that lie on several
+    devices or are sharded in a way that hides their norm, and an option that does not go with the variant or with the
+    wrapper of the model (see above).
     """
 
     def __init__(
         self,
         model: nn.Module,
-        rho: float | Callable[[int, int | None], float],
+        rho: float | Callable[[int, Any], float],
         schedule: ScheduleLike | AESAM,
         gamma_ratio: float | str = 1.0,
         total_steps: int | None = None,
@@ -172,10 +173,12 @@ class RST:
     def passes(self, advance: bool = True, share: float = 1.0, scaler: GradScaler | None = None) -> Iterator[Weight]:
         """The passes of step t. Yields the weight of each one's loss: 1 in the clean pass, c in the perturbed pass.
 
-        The body runs the forward pass and ``(weight * loss).backward()``, and must not clear gradients. A gradient that
-        was in ``.grad`` before takes no part in the perturbation and is kept in the sum. Afterwards, and also after an
-        error, weights are θ to the bit, and buffers, frozen parameters and torch's random number generators are as the
-        clean pass left them. The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
+        The body runs the forward pass and ``(weight * loss).backward()``; it must neither clear gradients nor call
+        ``optimizer.step()``. A sharp step runs it twice, so that what else it changes, such as a hidden state, an
+        iterator or a metric, changes twice: take that from the first pass. A gradient that was in ``.grad`` before
+        takes no part in the perturbation and is kept in the sum. Afterwards, and also after an error, weights are θ to
+        the bit, and buffers, frozen parameters and torch's random number generators are as the clean pass left them.
+        The perturbed pass repeats the dropout masks of the clean pass (not so for ESAM).
 
         After an error inside the passes ``.grad`` holds a part of the step's gradient, and the step has not been done:
         call ``zero_grad()``, and begin it again with its first micro-batch.
@@ -188,7 +191,7 @@ class RST:
                 the loss itself, AE-SAM and ``normalise_clean`` go wrong, and FriendlySAM where that scale changes.
 
         Raises ValueError for a variant that needs the loss of each sample (use `backward`), and past total_steps;
-        RuntimeError where the clean pass left no gradient, or the body cleared one.
+        RuntimeError where the clean pass left no gradient, or the body cleared one or called ``optimizer.step()``.
         """
         self.variant.check_passes()
         return self._start(advance, share, scaler, observe=lambda: None)
@@ -200,8 +203,8 @@ class RST:
 
         ``closure()`` runs the forward pass and returns the loss, or a tensor of losses, whose mean is the loss. For
         ESAM and SSAM-F it takes an index of rows, ``closure(index)``, and returns the loss of each of them, [n].
-        Raises as `passes` does, and ValueError where such a closure returns anything but [n], and any closure no tensor
-        with a gradient, or calls ``backward`` itself.
+        Raises what `passes` raises, and ValueError where the closure returns no tensor with a gradient, calls
+        ``backward`` itself or, for ESAM and SSAM-F, returns anything but one loss for each row.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -245,12 +248,13 @@ class RST:
     def _passes(self, sharp: bool | None, batch: _MicroBatch) -> Passes:
         self._parts.forget_copies()  # Of the weights before the last optimizer step.
         self._micro_batch = 0  # After an error the step begins again.
-        if sharp is False:
-            with self._parts.gradient_sync(enabled=batch.last):
-                yield batch.factor  # g
-            self._count(batch.share, batch.share)
-        else:
-            sharp = yield from self._sharp_passes(sharp, batch)
+        with no_optimizer_step(self._weights.parameters):
+            if sharp is False:
+                with self._parts.gradient_sync(enabled=batch.last):
+                    yield batch.factor  # g
+                self._count(batch.share, batch.share)
+            else:
+                sharp = yield from self._sharp_passes(sharp, batch)
         self._plain_passes += batch.share
         self._is_sharp, self._micro_batch = sharp, 0 if batch.last else batch.number + 1
         self.sharp_steps += batch.last and sharp
@@ -361,21 +365,36 @@ class RST:
         if passes is not None:
             passes.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickled method has: everything but a loop over `passes` that is still open."""
+        return {**vars(self), "_open": None}
+
     def state_dict(self) -> dict[str, Any]:
         """t, the counters, what the gate is made of, and the variant's state, for a checkpoint."""
         self._end_open_passes()
+        variant = self.variant.state_dict()
         return {name: vars(self)[name] for name in _COUNTERS} | {
             "gate": self._gate.state_dict(),
-            "variant": self.variant.state_dict(),
+            "variant": variant,
             "variant_class": type(self.variant).__name__,
+            "variant_values": len(tree_leaves(variant)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned. Raises ValueError where the gate or the variant was another one."""
+        """Continue from what `state_dict` returned.
+
+        Raises ValueError where the gate or the variant was another one, or part of the variant's state is missing.
+        """
         own = type(self.variant).__name__
         if (saved := state.get("variant_class", own)) != own:
             raise ValueError(
                 f"the state is that of a method with variant {saved}, and this one has {own}: use {saved}."
+            )
+        values = len(tree_leaves(state["variant"]))
+        if (saved_values := state.get("variant_values", values)) != values:
+            raise ValueError(
+                f"{own} saved {saved_values} values and gets {values}, as from torch.distributed.checkpoint, which "
+                "loads only what a new method has: save the state of the method with torch.save, on every rank."
             )
         self.restore()
         self._gate.load_state_dict(state["gate"])

@@ -1,11 +1,14 @@
 """What a training loop can get wrong without an error of torch's that says so, each answered by one sentence."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from rst.variants import Closure
 
@@ -55,14 +58,34 @@ def _named(loss: object) -> str:
     if isinstance(loss, Mapping):
         return f"{name}: return its 'loss'" if "loss" in loss else f"{name}: return the sum of its losses"
     if isinstance(loss, (list, tuple)):
-        return f"{name}: return the sum of its losses"
+        return f"{name}: return the loss alone, or the sum where all of these are losses"
     return f"{name}: end it with return loss" if loss is None else f"{name}: leave .item() out"
+
+
+@contextmanager
+def no_optimizer_step(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, ``step()`` of an optimizer that has one of these parameters raises RuntimeError."""
+
+    def refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        own = set(map(id, parameters))
+        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise RuntimeError(
+                "optimizer.step() was called before the passes of the step were done: call it after the loop over "
+                "passes(), and after an interrupted loop call restore() first."
+            )
+
+    hook = register_optimizer_step_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class StillWeights:
     """Warns once if no weight has changed in the first steps, as where the optimizer has other parameters.
 
-    It looks at weights in the memory of the host alone: on a GPU the host would have to wait, as it does in no step.
+    It looks at weights in the memory of the host alone: to read weights from a GPU the host would wait, which no step
+    may make it do.
     """
 
     STEPS = 10  # A loss scaler may skip the first few.
@@ -74,7 +97,7 @@ class StillWeights:
 
     def look(self, t: int, parameters: Sequence[Tensor]) -> None:
         """At the start of step t, with the weights at θ."""
-        if self._is_done or any(p.device.type != "cpu" for p in parameters[:1]):
+        if self._is_done or any(p.device.type != "cpu" for p in parameters[:1]) or any(map(is_lazy, parameters)):
             return
         if self._before is None:
             self._first_step, self._before = t, [_some(p).clone() for p in parameters]
@@ -92,7 +115,8 @@ def _some(parameter: Any) -> Tensor:
     """A few of the weights, of this rank's shard, spread over it: the first rows of an embedding may be unused."""
     own = parameter.detach()
     flat = (own.to_local() if hasattr(own, "to_local") else own).reshape(-1)
-    return flat[:: max(1, flat.numel() // 16)]
+    some: Tensor = flat[:: max(1, flat.numel() // 16)]
+    return some
 
 
 def _equal(parameter: Tensor, before: Tensor) -> bool:

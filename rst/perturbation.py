@@ -39,7 +39,7 @@ class Vector(list[Tensor]):
         pieces: Iterable[Tensor],
         indices: Sequence[int],
         names: Sequence[str],
-        groups: Sequence[tuple] | None = None,
+        groups: Sequence[tuple[Any, ...]] | None = None,
     ) -> None:
         super().__init__(pieces)
         self.indices, self.names, self.groups = indices, names, groups
@@ -85,7 +85,8 @@ class Weights:
 
     def __init__(self, parts: Parts, only: Only | None, must_be_whole: bool) -> None:
         self._parts, self._only, self._must_be_whole = parts, only, must_be_whole
-        self._seen_walks, self._flags = 0, [False]
+        self._seen_walks = 0
+        self._flags: list[bool] | None = None
         self._names: list[str] = []
         self.parameters: list[Tensor] = []
         self.device = torch.device("cpu")
@@ -191,8 +192,9 @@ class Weights:
                 p.grad = gradient.clone()
             addresses.add(gradient.data_ptr())
 
+    @torch.no_grad()
     def copied(self, gradient: Vector) -> Vector:
-        """A copy of a gradient, in buffers that are made once."""
+        """A copy of a gradient, in buffers that are made once, and without its history."""
         copy = self._buffers(self._copies, gradient.indices)
         torch._foreach_copy_(copy, gradient)
         return copy
@@ -323,7 +325,7 @@ class Weights:
         return vector
 
 
-def _groups(name: str, parameter: Any) -> tuple:
+def _groups(name: str, parameter: Any) -> tuple[Any, ...]:
     """The process groups over which a parameter is sharded; none where this rank has the whole of it."""
     if not hasattr(parameter, "device_mesh"):
         return ()

@@ -37,7 +37,7 @@ class FriendlySAM(Variant):
         self.mean: dict[str, Tensor] = {}  # m
         self.sums: dict[str, Tensor] = {}  # of factor * g over the micro-batches of the last sharp step
         self.weight: Tensor | float = 0.0  # the sum of these factors; not finite where a gradient was not
-        self.started: Tensor | float = 0.0  # 1 where m is the mean of anything, 0 before
+        self.started: Tensor | float = 0.0  # 1 once m has received a gradient, 0 before
         self.step = -1  # the last one that began
 
     def begin(self, parameters: Mapping[str, Tensor], t: int, total_steps: int | None, seed: int) -> None:
@@ -103,5 +103,7 @@ def _own_piece(parameter: Any) -> Tensor:
 
 
 def _buffer(old: Tensor | None, piece: Tensor) -> Tensor:
-    """The old buffer, moved to the device and the type of its parameter; zeros where there is none."""
-    return torch.zeros_like(piece, requires_grad=False) if old is None else old.to(piece)
+    """The old buffer, moved to the device and the type of its parameter; zeros where there is none of its shape."""
+    if old is None or old.shape != piece.shape:
+        return torch.zeros_like(piece, requires_grad=False)
+    return old.to(piece)

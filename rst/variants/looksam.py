@@ -54,9 +54,11 @@ class LookSAM(Variant):
     def combine(self, sharp: Vector, clean: Vector, micro_batch: int) -> None:
         """At a step of SAM's store g_v and leave g_s; else add α ‖g‖/‖g_v‖ g_v to g."""
         directions = self.directions.setdefault(micro_batch, {})
-        # The direction of a parameter that had no gradient yet, or was frozen, starts at zero.
+        # The direction of a parameter that is new, or had no gradient yet, or was frozen, starts at zero.
         directions.update(
-            (name, torch.zeros_like(g)) for name, g in zip(clean.names, clean, strict=True) if name not in directions
+            (name, torch.zeros_like(g))
+            for name, g in zip(clean.names, clean, strict=True)
+            if name not in directions or directions[name].shape != g.shape
         )
         old = [directions[name] for name in clean.names]
         if self.perturbs(micro_batch):

@@ -19,8 +19,9 @@ class SSAM(Variant):
 
     So ‖ε‖ <= ρ. Steps are divided into periods of ``update_every``; the first sharp step of a period makes a new mask,
     from the gradients of all ranks but only of the micro-batch that it is made in. The mask is the same on all ranks.
-    Where a gradient is not finite the old mask stays, and the next sharp step makes a new one. A parameter that was
-    frozen when the mask was made is perturbed as a whole. State: the mask, and the step from which on it is due again.
+    Where a gradient is not finite the old mask stays, and the next sharp step makes a new one. A parameter that is
+    new, or was frozen when the mask was made, is perturbed as a whole. State: the mask, and the step from which on it
+    is due again.
 
     Args:
         sparsity: share of the weights with m = 0, in [0, 1); with 0 this is SAM.
@@ -46,6 +47,9 @@ class SSAM(Variant):
         if any(p.is_complex() for p in parameters.values()):
             raise ValueError(f"{type(self).__name__} needs real weights: leave complex ones out with only=.")
         self.parameters, self.t = parameters, t
+        for mask in (self.mask, self.mask_before):
+            for name in [name for name in mask if name in parameters and mask[name].shape != parameters[name].shape]:
+                del mask[name]
 
     def perturb(self, gradient: Vector, weights: Vector, scratch: Vector, rho: float, factor: float | Tensor) -> None:
         """Turn g into ρ m ⊙ g / ‖g‖."""

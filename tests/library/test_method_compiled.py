@@ -104,6 +104,24 @@ def test_a_loss_scale_compiles_nothing_more():
     assert compilations() == 1
 
 
+def test_a_buffer_that_the_forward_pass_makes_anew_is_compiled_without_a_break():
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps = self.steps + 1
+            return super().forward(x)
+
+    model = Counting()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    method = rst.RST(compiled, 0.1, schedules.always())
+    for _ in range(2):
+        method.backward(lambda: compiled(torch.ones(8, 4)).mean())
+    assert model.steps == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_the_default_backend_compiles_once_too(micro_batches):

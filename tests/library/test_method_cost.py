@@ -1,5 +1,8 @@
 """What a sharp step costs beyond its passes: operations, memory, walks of the model. A plain step costs nothing."""
 
+import gc
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -331,17 +334,57 @@ def test_the_model_is_walked_only_before_the_first_step(scheme, micro_batches, m
     assert walked == []
 
 
-def test_the_model_is_walked_again_after_it_has_got_a_new_layer():
+@pytest.mark.parametrize("put", [lambda model, new: model.append(new), lambda model, new: model.insert(2, new)])
+def test_the_model_is_walked_again_after_it_has_got_a_new_layer(put):
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     method = rst.RST(model, RHO, ALWAYS)
     method.backward(lambda: loss_on(model, X, Y))
-    model.append(nn.Linear(4, 4))
+    put(model, nn.Linear(4, 4))
     seen = []
     for weight in method.passes():
         seen.append(model[2].weight.detach().clone())
         (weight * loss_on(model, X, Y)).backward()
     assert not torch.equal(*seen)
     assert_bitwise(model[2].weight.detach(), seen[0])
+
+
+def test_a_buffer_that_every_forward_pass_makes_anew_causes_no_walk_and_keeps_one_copy(monkeypatch):
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps = self.steps + 1
+            return super().forward(x)
+
+    model = Counting()
+    method = rst.RST(model, RHO, ALWAYS)
+    method.backward(lambda: model(torch.ones(8, 4)).mean())
+    with walks(monkeypatch) as walked:
+        for _ in range(5):
+            method.backward(lambda: model(torch.ones(8, 4)).mean())
+    assert walked == []
+    assert model.steps == 6
+    assert len(method._parts._copies) == 1
+
+
+@pytest.mark.parametrize("variant", ["sam", "gsam", "looksam"])
+def test_no_graph_of_an_earlier_step_is_kept_where_passes_make_graphs_of_gradients(variant):
+    model, x = nn.Linear(4, 2), torch.ones(8, 4)
+    method = rst.RST(model, RHO, ALWAYS, variant=variant, gamma_ratio=2.0)
+
+    def step() -> weakref.ref[Tensor]:
+        for weight in method.passes():
+            hidden = x * 2
+            (weight * (model(hidden)).square().mean()).backward(create_graph=True)
+        model.zero_grad()
+        return weakref.ref(hidden)
+
+    with warnings.catch_warnings(action="ignore"):  # torch says that such gradients make a cycle.
+        hiddens = [step() for _ in range(3)]
+    gc.collect()
+    assert [hidden() for hidden in hiddens] == [None, None, None]
 
 
 def test_modules_made_in_the_loop_outside_the_model_cause_no_walk_and_no_new_buffer():

@@ -249,6 +249,55 @@ def test_a_model_that_gets_its_memory_after_the_method_is_made_is_trained():
     assert model.weight.grad.isfinite().all()
 
 
+def test_a_lazy_model_trains_as_one_whose_sizes_are_given():
+    def trained(lazy: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        if lazy:
+            model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.Linear(3, 1))
+        else:
+            model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        method = sharp(model)
+        if lazy:
+            model(X)  # Makes the parameters, and moves batch norm's statistics.
+        with torch.no_grad():
+            model[1].reset_running_stats()
+            for p in model.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+        for _ in range(3):
+            method.backward(lambda: model(X).square().mean())
+        return [left(model), *model.buffers()]
+
+    assert_bitwise(trained(lazy=True), trained(lazy=False))
+
+
+@pytest.mark.parametrize("name", ["looksam", "friendly", "ssam_d"])
+def test_a_head_of_another_size_under_the_same_name_begins_anew(name):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    method = rst.RST(model, RHO, ALWAYS, total_steps=8, variant=VARIANTS[name]())
+    for _ in range(2):
+        method.backward(lambda: model(X).square().mean())
+    model[1] = nn.Linear(3, 7)
+    for _ in range(2):
+        method.backward(lambda: model(X).square().mean())
+    assert model[1].weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_pickled_method_trains_on_as_its_original(is_open):
+    method = sharp(nn.Linear(4, 3), variant="friendly")
+    method.backward(lambda: method.model(X).square().mean())
+    if is_open:
+        passes = method.passes()
+        next(passes)
+    copied = pickle.loads(pickle.dumps(method))
+    method.restore()
+    for own in (method, copied):
+        own.model.zero_grad()
+        own.backward(lambda own=own: own.model(X).square().mean())
+    assert_bitwise(left(copied.model), left(method.model))
+    assert_bitwise(copied.state_dict(), method.state_dict())
+
+
 def test_a_layer_that_the_model_of_a_copied_method_gets_is_perturbed():
     method = copy.deepcopy(sharp(nn.Sequential(nn.Linear(4, 3))))
     method.model.append(nn.Linear(3, 1))

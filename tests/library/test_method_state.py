@@ -84,7 +84,7 @@ def test_the_state_of_sam_is_counters_and_what_its_gate_is_made_of_and_loads_wit
     loaded = torch.load(file, weights_only=True)
     gate = loaded.pop("gate")
     counters = {"t": 3, "sharp_steps": 3, "forward_passes": 6.0, "backward_passes": 6.0, "_plain_passes": 3.0}
-    assert loaded == {**counters, "variant": {}, "variant_class": "SAM"}
+    assert loaded == {**counters, "variant": {}, "variant_class": "SAM", "variant_values": 0}
     assert (gate["schedule"], gate["seed"], gate["total_steps"]) == ("constant(p=1.0)", 1, STEPS)
 
 
@@ -134,6 +134,15 @@ def test_the_state_of_another_variant_is_refused_and_changes_nothing(saved, own)
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         second.load_state_dict(state)
     assert second.state_dict() == before
+
+
+def test_a_state_that_lacks_part_of_the_variant_is_refused_and_changes_nothing():
+    """As after `torch.distributed.checkpoint`, which fills only what a new method has."""
+    first, second = (rst.RST(Network(), 0.1, schedules.always(), variant="looksam") for _ in range(2))
+    first.backward(lambda: loss_on(first.model, *batch(0)))
+    with pytest.raises(ValueError, match=r"LookSAM saved \d+ values and gets 0, .* save .* with torch.save"):
+        second.load_state_dict({**first.state_dict(), "variant": second.variant.state_dict()})
+    assert second.t == 0
 
 
 def test_a_training_may_go_on_for_longer_where_p_is_constant():

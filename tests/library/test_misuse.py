@@ -7,6 +7,7 @@ import pytest
 import torch
 from textbook import batch, loss_on, perceptron
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import rst
@@ -36,7 +37,7 @@ class Output(dict):
             "must return the loss as a tensor, got dict: return the sum of its",
         ),
         (lambda loss: Output(loss=loss, logits=loss), "got Output: return its 'loss'"),
-        (lambda loss: (loss, loss), "got tuple: return the sum of its losses"),
+        (lambda loss: (loss, loss), "got tuple: return the loss alone, or the sum"),
         (lambda loss: None, "got NoneType: end it with return loss"),
         (lambda loss: loss.item(), "got float: leave .item\\(\\) out"),
         (lambda loss: loss.detach(), "a loss without a gradient: compute it from the output of the model"),
@@ -78,12 +79,66 @@ def test_a_closure_of_a_plain_step_may_clear_the_gradient_of_the_step_before():
     method.backward(lambda: (method.model.zero_grad(), loss(method))[1])
 
 
+@pytest.mark.parametrize("schedule", [schedules.never(), schedules.always()], ids=str)
+def test_an_optimizer_that_steps_inside_the_passes_is_refused_and_the_weights_are_as_before(schedule):
+    model = perceptron()
+    method, optimizer = rst.RST(model, 0.1, schedule), torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def loop() -> None:
+        for weight in method.passes():
+            (weight * loss(method)).backward()
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) was called before the passes of the step were done"):
+        loop()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_an_optimizer_that_steps_after_an_interrupted_loop_is_refused_until_the_step_is_given_up(method):
+    optimizer, passes = torch.optim.SGD(method.model.parameters(), lr=0.1), method.passes()
+    for weight in passes:
+        (weight * loss(method)).backward()
+        break
+    with pytest.raises(RuntimeError, match=r"after an interrupted loop call restore\(\) first"):
+        optimizer.step()
+    method.restore()
+    optimizer.step()
+
+
+def test_an_optimizer_of_another_model_may_step_inside_the_passes(method):
+    other = perceptron()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for weight in method.passes():
+        (weight * loss(method)).backward()
+        optimizer.step()
+    assert method.t == 1
+
+
 def test_parameters_in_the_place_of_a_model_are_refused():
     for wrong in (perceptron().parameters(), list(perceptron().parameters())):
         with pytest.raises(ValueError, match=r"write RST\(model, ...\), without .parameters\(\)"):
             rst.RST(wrong, 0.1, schedules.always())
     with pytest.raises(ValueError, match=r"write sharpness\(model, ...\), without .parameters\(\)"):
         rst.sharpness(perceptron().parameters(), lambda batch: batch, [], rho=0.1)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize(("variant", "warns"), [("sam", False), ("gsam", True), ("looksam", True)])
+def test_a_communication_hook_that_takes_no_part_is_warned_about(variant, warns):
+    wrapped = DistributedDataParallel(perceptron())
+    wrapped.register_comm_hook(None, allreduce_hook)
+    method = rst.RST(wrapped, 0.1, schedules.always(), variant=variant)
+    with warnings.catch_warnings(record=True) as caught:
+        method.backward(lambda: loss(method))
+    assert any("without the communication hook" in str(warning.message) for warning in caught) == warns
+
+
+def test_a_model_without_trainable_parameters_is_told_that_no_gradient_came():
+    model = nn.Linear(3, 3, bias=False).requires_grad_(False)
+    x = torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="the clean pass left no gradient"):
+        rst.RST(model, 0.1, schedules.always()).backward(lambda: model(x).mean())
 
 
 @pytest.mark.usefixtures("group_of_one")

@@ -4,12 +4,15 @@ import math
 import pickle
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textbook import uniform_mean
 
+import rst
 from rst import schedules
 
 UNIT = st.floats(0, 1)
@@ -162,6 +165,16 @@ def test_the_mean_follows_a_schedule_that_can_change():
     schedule = Settable(0.2)
     before, schedule.p = schedule.mean(10), 0.4
     assert (before, schedule.mean(10)) == (pytest.approx(0.2), pytest.approx(0.4))
+
+
+@pytest.mark.parametrize("p", [1.5, -0.1, float("nan")])
+def test_a_constant_schedule_of_ones_own_is_refused_where_p_is_no_probability(p):
+    @dataclass
+    class Constant(Settable):
+        time_invariant: ClassVar[bool] = True
+
+    with pytest.raises(ValueError, match=r"gives p = \S+ at t = 0: p must lie in \[0, 1\]"):
+        rst.RST(torch.nn.Linear(2, 1), 0.1, Constant(p))
 
 
 def test_a_schedule_without_a_name_or_a_rule_cannot_be_made():
