@@ -1,11 +1,14 @@
 """Whole epochs in the project's settings for a CPU, beside the loop that most people would write."""
 
 import statistics
+import time
 from collections.abc import Sequence
 
 import torch
 from torch.autograd.profiler import profile
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from rst.experiments.bench.peers import PilImages, data_loader, pytorch_optimizer_sam
 from rst.experiments.bench.table import Row, Table
@@ -26,6 +29,8 @@ NOTE = (
     "float32, with a DataLoader of two workers, torchvision's augmentation and pytorch_optimizer's SAM on SGD, "
     "with one perturbation a batch."
 )
+SIDE = 2048
+"""Rows and columns of the matrices whose product tells how fast a processor computes."""
 
 
 def measure(device: torch.device, rounds: int = 5, images: int = 512, settings: Sequence[str] = SETTINGS) -> Table:
@@ -51,13 +56,32 @@ def measure(device: torch.device, rounds: int = 5, images: int = 512, settings: 
 
 
 def what_takes_the_time(epoch: Step) -> str:
-    """A sentence with the operators that take most of the time of an epoch on the CPU, without those that they call."""
+    """Two sentences on an epoch on the CPU: which operators take most of its time, and how fast its convolutions are.
+
+    The time of an operator is without that of the operators it calls.
+    """
     with profile(use_kineto=False) as profiled:  # Kineto writes to the terminal.
         epoch()
-    operators = sorted(profiled.key_averages(), key=lambda operator: -operator.self_cpu_time_total)
-    total = sum(operator.self_cpu_time_total for operator in operators)
-    shares = [f"{operator.key} {operator.self_cpu_time_total / total:.0%}" for operator in operators[:5]]
-    return f"What bounds an epoch of SAM of ours is, by its share of the time: {', '.join(shares)}."
+    seconds = {operator.key: operator.self_cpu_time_total / 1e6 for operator in profiled.key_averages()}
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:5]
+    shares = (f"{name} {seconds[name] / sum(seconds.values()):.0%}" for name in slowest)
+    with FlopCounterMode(display=False) as counted:
+        epoch()
+    counts = counted.get_flop_counts()["Global"]
+    operations = sum(count for operator, count in counts.items() if "convolution" in str(operator))
+    rate = operations / sum(time for name, time in seconds.items() if "convolution" in name)
+    return (
+        f"What bounds an epoch of SAM of ours is, by its share of the time: {', '.join(shares)}. Its convolutions do "
+        f"{rate / matrix_product_rate():.0%} of the operations a second of a product of two bfloat16 matrices of "
+        f"{SIDE} rows and columns."
+    )
+
+
+def matrix_product_rate() -> float:
+    """Floating-point operations a second where nothing but the processor's arithmetic bounds them."""
+    a, b = torch.ones(2, SIDE, SIDE, dtype=torch.bfloat16)
+    times = take_turns({"product": lambda: a @ b}, 9, time.perf_counter, tqdm(disable=True))
+    return 2 * SIDE**3 / statistics.median(times["product"])
 
 
 def conventional_epoch(trainer: Trainer, device: torch.device) -> Step:

@@ -55,6 +55,11 @@ class Compared:
     opposes: Evidence
     """That the opposite is so."""
 
+    @property
+    def word(self) -> str:
+        """What the comparison shows by itself, without Holm's correction: "holds", "fails" or "undecided"."""
+        return _word(max(self.supports.t, self.supports.flip), max(self.opposes.t, self.opposes.flip))
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -99,10 +104,23 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
             verdicts.append(Verdict(claim, "not run", compared, diverged, [], 1.0, 1.0))
             continue
         p_holds, support, p_fails, opposition = next(adjusted)
-        holds, fails = max(p_holds, support.flip) <= LEVEL, max(p_fails, opposition.flip) <= LEVEL
-        word = "holds" if holds else "fails" if fails else "undecided"
+        word = _word(max(p_holds, support.flip), max(p_fails, opposition.flip))
         verdicts.append(Verdict(claim, word, "", diverged, compared, p_holds, p_fails))
     return verdicts
+
+
+def _word(p_holds: float, p_fails: float) -> str:
+    return "holds" if p_holds <= LEVEL else "fails" if p_fails <= LEVEL else "undecided"
+
+
+def side(weights: Mapping[str, float]) -> str:
+    """One side of a comparison: a row, the mean of some rows, or a sum of shares of them."""
+    total = sum(weights.values())
+    if len(weights) == 1:
+        return next(iter(weights))
+    if len(set(weights.values())) == 1:
+        return "mean of " + ", ".join(weights)
+    return " + ".join(f"{weight / total:.2g} {row}" for row, weight in weights.items())
 
 
 def _compared(claim: Claim, outcomes: Outcomes) -> list[Compared] | str:

@@ -13,7 +13,7 @@ import pandas as pd
 from rst.experiments.compose import PROJECT, compose
 from rst.experiments.files import write_atomically
 from rst.experiments.report import records
-from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, judge
+from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, judge, side
 from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.figures.saving import save
@@ -40,7 +40,8 @@ is undecided. To be shown, p of the paired t-test is at most 0.05 after Holm's c
 run at the scale, and p of the sign-flip test, which assumes no normal distribution, at most 0.05 by itself. A margin,
 for "as good as", is a share of the difference between the two rows that are named beside it. A claim of which
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
-error of guessing."""
+error of guessing. In the figures a mark says what its comparison shows by itself, without Holm's correction, and the
+colour of a name is the verdict."""
 
 COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
 """What several claims do that have a verdict."""
@@ -257,8 +258,8 @@ def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
             margin = f"{one.margin:.3g} ({one.comparison.margin:.0%} of {gap[0]} to {gap[1]})"
         lines.append(
             {
-                "a": _side(one.comparison.a),
-                "b": _side(one.comparison.b),
+                "a": side(one.comparison.a),
+                "b": side(one.comparison.b),
                 "Expected": SIGNS[one.comparison.expect],
                 "Metric": METRICS[one.metric],
                 "a - b": f"{one.difference.mean:+.3g}",
@@ -279,16 +280,6 @@ def _comparisons(compared: Sequence[Compared], gap: tuple[str, str]) -> str:
                 for name, place in one.places.items()
             ]
     return _table(lines)
-
-
-def _side(weights: Mapping[str, float]) -> str:
-    """One side of a comparison: a row, the mean of some rows, or a sum of shares of them."""
-    total = sum(weights.values())
-    if len(weights) == 1:
-        return next(iter(weights))
-    if len(set(weights.values())) == 1:
-        return "mean of " + ", ".join(weights)
-    return " + ".join(f"{weight / total:.2g} {row}" for row, weight in weights.items())
 
 
 def _table(lines: Sequence[Mapping[str, str]]) -> str:

@@ -80,6 +80,22 @@ def test_the_operators_that_bound_an_epoch_are_named_with_their_shares_of_its_ti
     assert sum(shares.values()) <= 102  # rounded
 
 
+def test_the_rate_of_convolutions_is_that_of_their_operations_in_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, weights = torch.randn(8, 16, 32, 32), torch.randn(16, 16, 3, 3)
+    operations = 2 * 8 * 16 * 30 * 30 * 16 * 3 * 3
+
+    def convolve() -> None:
+        began = time.perf_counter()
+        torch.nn.functional.conv2d(images, weights)
+        durations.append(time.perf_counter() - began)
+
+    durations: list[float] = []
+    monkeypatch.setattr(epoch, "matrix_product_rate", lambda: 1e6)
+    [percent] = re.findall(r"convolutions do (\d+)%", epoch.what_takes_the_time(convolve))
+    in_profile, _ = durations
+    assert int(percent) / 100 * 1e6 >= 0.99 * operations / in_profile  # The call takes a little longer than its kernel.
+
+
 def test_every_contender_of_the_vector_work_leaves_the_weights_as_they_were() -> None:
     pytest.importorskip("pytorch_optimizer")
     passes = Passes([torch.Size([3, 2]), torch.Size([5])], CPU)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from made_up_runs import CPU, finish, standing_in
 
 from rst.experiments.report.claims import WORDS, Verdict, judge
+from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.records import Outcome, outcomes_of
 from rst.experiments.tables.claims import Claim, load_claims
 from rst.experiments.tables.expansion import PlannedRun, runs_of
@@ -214,3 +215,15 @@ def made_up(claim: Claim, errors: dict[str, list[float]]) -> dict[str, Outcome]:
         for cell in claim.table.cells
         for run in cell.runs
     }
+
+
+def test_a_comparison_and_its_line_in_the_figure_say_what_it_shows_by_itself(load: Load) -> None:
+    claim = load()["both"]
+    train(claim, {"SGD": 5, "SAM": 2, "RST": 7, "G-RST": 8})
+    verdict = verdicts(claim)["both"]
+    assert verdict.word == "fails"
+    assert [one.word for one in verdict.compared] == ["fails", "holds"]
+    [ax] = forest([verdict], "Claims").axes
+    [beside] = ax.child_axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["both", ""]
+    assert [label.get_text() for label in beside.get_yticklabels()] == ["mean of RST, G-RST", "SAM"]
