@@ -13,7 +13,9 @@ given = $(findstring command,$(origin $(1)))
 $(foreach name,scale:SCALE data:DATA workers:WORKERS yes:YES parts:PARTS,$(if $(call given,$(firstword $(subst :, ,$(name)))),\
 	$(error write $(lastword $(subst :, ,$(name)))= in capital letters, as in make table03 SCALE=smoke)))
 
-# Here and not in the recipe, so that it is said before anything is installed.
+# These are not in a recipe, so that they are said before anything is installed.
+SCALES = $(sort $(basename $(notdir $(wildcard configs/scale/*.yaml))))
+$(if $(filter-out $(SCALES),$(SCALE)),$(error there is no SCALE=$(SCALE): write one of $(SCALES)))
 $(if $(filter demo,$(MAKECMDGOALS)),$(if $(filter-out paper,$(SCALE))$(DATA),\
 	$(error the demo has one scale and its own images: leave SCALE and DATA out)))
 

@@ -8,6 +8,7 @@ import torch
 
 from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.launch import local
+from rst.experiments.runs.record import ENDED
 from rst.experiments.tables.claims import load_claims, split
 from rst.experiments.tables.expansion import Table, load_tables, runs_of
 from rst.experiments.training.signals import Interrupted
@@ -69,6 +70,7 @@ def train(tables: list[Table], workers: int | None, yes: bool) -> list[str]:
 
     runs = runs_of(tables)
     local.check(runs)
+    say_what_is_committed(tables)
     cost = forecast(runs, workers or local.default_workers(runs), torch.cuda.is_available())
     print(cost.sentence, flush=True)
     if cost.days and not yes:
@@ -103,7 +105,20 @@ def show_plan(tables: list[Table]) -> int:
     from rst.experiments.tables.estimate import plan
 
     print(plan(tables))
+    say_what_is_committed(tables)
     return 0
+
+
+def say_what_is_committed(tables: list[Table]) -> None:
+    """Say how many runs that are not on this disk have their results in a committed file: no table needs them anew."""
+    from rst.experiments.report import naming, records
+
+    for folder in dict.fromkeys(naming.folder_of(table) for table in tables if table.runs):
+        file = folder / records.NAME
+        known = records.read(file)
+        runs = runs_of(table for table in tables if table.runs and naming.folder_of(table) == folder)
+        if count := sum(run.record.id in known and run.record.status not in ENDED for run in runs):
+            print(f"The results of {count} of the runs that are missing here are in {file}: report.py uses them.")
 
 
 def queue(tables: list[Table]) -> int:

@@ -41,6 +41,7 @@ def make(tmp_path: Path, *words: str, ready: bool = False) -> tuple[int, str]:
         (["table01", "data=/data"], "write DATA= in capital letters"),
         (["table01", "yes=1"], "write YES= in capital letters"),
         (["bench", "parts=loader"], "write PARTS= in capital letters"),
+        (["table01", "SCALE=smok"], "there is no SCALE=smok: write one of cpu digits gpu paper smoke"),
         (["demo", "SCALE=smoke"], "the demo has one scale and its own images: leave SCALE and DATA out"),
         (["demo", "SCALE=cpu"], "the demo has one scale and its own images: leave SCALE and DATA out"),
         (["demo", "DATA=/data"], "the demo has one scale and its own images: leave SCALE and DATA out"),

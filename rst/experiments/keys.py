@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeGuard
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -33,6 +34,13 @@ def wanted(phrase: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def _device(name: str) -> str:
+    try:
+        return name if name == "auto" else str(torch.device(name))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 Integer = Annotated[int, Field(strict=True, ge=0), wanted("an integer from 0")]
@@ -42,6 +50,7 @@ Number = Annotated[_Number, Field(ge=0), wanted("a number from 0")]
 Share = Annotated[_Number, Field(ge=0, le=1), wanted("a number from 0 to 1")]
 Flag = Annotated[bool, Field(strict=True), wanted("true or false")]
 Text = Annotated[str, Field(strict=True, min_length=1), wanted("a text")]
+Device = Annotated[Text, AfterValidator(_device), wanted("auto, cpu, cuda, cuda:1, mps or another device of torch")]
 Folder = Annotated[
     str, Field(strict=True, min_length=1), AfterValidator(os.path.expanduser), wanted("a text")
 ]  # ~ is the home folder.

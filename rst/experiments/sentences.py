@@ -9,7 +9,7 @@ from omegaconf.errors import MissingMandatoryValue
 from pydantic import ValidationError
 
 from rst.experiments.errors import one_sentence
-from rst.experiments.keys import keys_of
+from rst.experiments.keys import is_part, keys_of
 from rst.experiments.spec import RunSpec
 
 _PATHS = r"paths\.\w+|dataset\.root|model\.pretrained|evaluate"
@@ -23,6 +23,8 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override} has no value: write key=value, as in scale=smoke."
     if isinstance(error, OverrideParseException) and re.match(rf"({_PATHS})=", error.override):
         key, _, path = error.override.partition("=")
         return f"""{error.override} has signs that Hydra reads only in quotes: write '{key}="{path}"'."""
@@ -33,7 +35,7 @@ def sentence_of(error: Exception) -> str:
         return "a group of configs/ is chosen by the name of one of its files: write <group>=<name>, as in scheme=sam."
     if gone := re.match(r"Error resolving interpolation '\$\{scale\}/\$\{(\w+)\}'", sentence):
         return f"{gone[1]} is missing: leave ~{gone[1]} out."
-    unknown = re.fullmatch(r"Could not override '(.+)'\.?", sentence)
+    unknown = re.match(r"Could not override '(.+?)'\.", f"{sentence}.")
     return unknown_key(unknown[1]) if unknown else sentence
 
 
@@ -53,13 +55,21 @@ def _of_value(error: ValidationError) -> str:
 
 def unknown_key(key: str) -> str:
     """The sentence that answers a key which does not exist, with the one that was meant."""
-    # A name is chosen with its group, as in schedule=linear, so that nobody means the key.
-    meant = [name for name in keys_of(RunSpec) if not name.endswith(".name")]
     if key == "model.name":
         return "model.name is a key of model=timm and model=torchvision alone: write model=timm model.name=<a network>."
+    if key == "tables":
+        return "there is no key tables: a table is trained by python scripts/sweep.py <its name>."
+    groups = [name for name, field in RunSpec.model_fields.items() if is_part(field.annotation)]
+    # A name is chosen with its group, as in schedule=linear, so that nobody means the key.
+    meant = [name for name in keys_of(RunSpec) if not name.endswith(".name")]
+    meant += groups if "." not in key else []
     same = [name for name in meant if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, same or meant, n=1, cutoff=0.0 if same else 0.6)
-    return f"there is no key {key}" + (f": did you mean {near[0]}?" if near else ": see --cfg job for all.")
+    near = difflib.get_close_matches(key.lower(), same or meant, n=1, cutoff=0.0 if same else 0.6)
+    if near:
+        return f"there is no key {key}: did you mean {near[0]}?"
+    if (group := key.partition(".")[0]) in groups:
+        return f"there is no key {key} with this choice of {group}: configs/{group} has the keys of each."
+    return f"there is no key {key}: python train.py --cfg job shows all."
 
 
 def written(value: Any) -> Any:

@@ -17,6 +17,7 @@ from rst.experiments.keys import (
     Augmentation,
     Count,
     Dataset,
+    Device,
     Flag,
     Integer,
     Model,
@@ -67,7 +68,7 @@ class RunSpec(Part):
     seed: Integer
     autocast: Literal[None, "bfloat16", "float16"]
     tf32: Flag
-    device: Text
+    device: Device
     devices: Count
     channels_last: Flag
     compile: Flag

@@ -103,11 +103,11 @@ def test_bad_input_is_answered_by_one_sentence_and_exit_status_1_and_nothing_is_
         "scheme=asam": ["scheme=asam", "gnr, grst, rst, sam, sgd"],
         "schedule.p=1.5": ["schedule: p", "1.5", "[0, 1]"],
         "scheme=sam schedule=constant": ["scheme=sam", "constant(p=0.5)", "leave the schedule out"],
-        "device=tpu": ["device=tpu", "device=cpu"],
+        "device=tpu": ["device=tpu", "write auto, cpu, cuda"],
         f"dataset=cifar10 dataset.root={tmp_path / 'none'}": [
             "dataset.root=",
             str(tmp_path / "none"),
-            "write the folder",
+            "write dataset.root=<",
         ],
         f"dataset=cifar10 dataset.root={tmp_path / 'data'}": [str(parquet), "copy or download it again"],
         runs: [runs, "write paths.runs=<folder>"],

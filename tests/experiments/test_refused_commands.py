@@ -39,6 +39,8 @@ REFUSED_AT_ONCE = [
     ("scheme=grst schedule=never", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
     ("scheme=grst schedule.p=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
     ("scheme=grst schedule=tail schedule.fraction=0", "scheme=grst", "never takes a sharp step", "scheme=sgd"),
+    # a device of no kind, also of a run that is done
+    ("device=gpu", "device=gpu", "write auto, cpu, cuda, cuda:1, mps"),
     ("recipe.batch_size=60000", "recipe.batch_size=60000", "50000", "a smaller batch"),
     ("dataset.validation=49900", "recipe.batch_size=256", "100 training images", "a smaller batch"),
     ("recipe.perturbation_batch=60", "recipe.perturbation_batch=60", "recipe.batch_size=256", "a divisor"),
@@ -124,13 +126,12 @@ def test_folder_of_records_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 # As above, of what shows only when device, data, network and optimizer are built. {tmp} is an empty folder.
 REFUSED_AT_THE_START = [
-    ("device=tpu", "device=tpu", "device=cpu"),
     ("device=cuda:99", "device=cuda:99", "device=cpu"),
     ("dataset.train_images=5000", "dataset.train_images=5000", "1000", "write 1 to 1000"),
     ("dataset.test_images=5000", "dataset.test_images=5000", "797", "write 1 to 797"),
     ("dataset.num_classes=5", "dataset.num_classes=5", "label"),
     ("dataset.digest=0123", "dataset.digest=0123", "digits", "leave dataset.digest out"),
-    ("dataset=cifar10 dataset.root={tmp}/nowhere", "dataset.root={tmp}/nowhere", "write the folder"),
+    ("dataset=cifar10 dataset.root={tmp}/nowhere", "no folder {tmp}/nowhere", "write dataset.root=<"),
     ("dataset=cifar10 dataset.root={tmp} dataset.source=parquet", "{tmp}/cifar10/*", "write dataset.root=<folder"),
     ("augmentation.cutout=40", "augmentation.cutout=40", "0 (off) to 8"),
     ("augmentation.crop_padding=8", "augmentation.crop_padding=8", "0 to 7"),

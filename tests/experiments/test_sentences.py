@@ -21,7 +21,11 @@ REFUSED = [
     ("recipe.btach_size=3", "recipe.btach_size", "did you mean recipe.batch_size?"),
     ("variant.roh=0.2", "variant.roh", "did you mean variant.rho?"),
     ("optimiser.lr=0.2", "optimiser.lr", "did you mean optimizer.lr?"),
-    ("schedule.q=0.2", "schedule.q", "--cfg job"),
+    ("schedule.q=0.2", "no key schedule.q with this choice of schedule", "configs/schedule has the keys of each"),
+    ("scheem=rst", "there is no key scheem", "did you mean scheme?"),
+    ("SCALE=smoke", "there is no key SCALE", "did you mean scale?"),
+    ("tables=table03", "there is no key tables", "scripts/sweep.py"),
+    ("scale", "scale has no value", "write key=value"),
     # keys that are added with a plus, but that nothing reads
     ("+recipe.foo=1", "there is no key recipe.foo", "did you mean recipe."),
     ("+recipe.batchsize=64", "there is no key recipe.batchsize", "did you mean recipe.batch_size?"),

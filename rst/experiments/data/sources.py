@@ -82,7 +82,9 @@ def check_root(name: str, root: Path, cache: Path) -> None:
     """Raise `FileNotFoundError` where the folder that should hold the data set ``name`` is missing."""
     # It is only empty, not wrong, where making the cache inside would make it: this is the default.
     if not root.is_dir() and root not in cache.parents:
-        raise FileNotFoundError(f"dataset.root={root} is not a folder: write the folder that holds {name}.")
+        raise FileNotFoundError(
+            f"there is no folder {root} to look for {name} in: write dataset.root=<folder that holds it>."
+        )
 
 
 def digits(image_size: int = 8, channels: int = 1) -> Dataset:

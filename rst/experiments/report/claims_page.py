@@ -241,7 +241,7 @@ def _cost(verdict: Verdict, scale: Scale) -> str:
     return (
         f"Rows of `configs/tables/{claim.content.table}.yaml`: {len(runs)} runs of {_passes(verdict):,.0f} passes in "
         f"all, which took {seconds / 3600:.2f} hours of training. `python scripts/sweep.py {claim.name} "
-        f"scale={scale.name}` trains them; with `--dry-run` it lists their ids."
+        f"scale={scale.name}` trains them; with `--dry-run` it lists them."
     )
 
 

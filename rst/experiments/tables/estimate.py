@@ -170,7 +170,7 @@ def plan(tables: Sequence[Table]) -> str:
 
 
 def _listing(table: Table, costs: Costs, one_by_one: bool) -> str:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for cell in table.cells:
         ids = [run.record.id for run in cell.runs]
         row = " ".join(filter(None, (cell.group, cell.network, cell.row, cell.dataset)))
@@ -181,9 +181,10 @@ def _listing(table: Table, costs: Costs, one_by_one: bool) -> str:
             others = [f"{statuses[status]} {status}" for status in STATUSES[1:-1] if statuses[status]]
             status = ", ".join([f"{statuses['done']}/{len(ids)} done", *others])
             passes = sum(costs[name][1] for name in ids)
-            lines.append((status, f"{passes:,.0f}", row, ids[0].rsplit("-", 2)[0]))
-    head = f"{table.name}: {table.title}: {len(table.runs)} runs"
-    return "\n".join([head, *_aligned({"status": "left", "passes": "right", "row": "left", "id": "left"}, lines)])
+            lines.append((status, f"{passes:,.0f}", row))
+    head = f"{table.name}: {table.title.removesuffix('.')}: {len(table.runs)} runs"
+    columns = {"status": "left", "passes": "right", "row": "left"} | ({"id": "left"} if one_by_one else {})
+    return "\n".join([head, *_aligned(columns, lines)])
 
 
 def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:

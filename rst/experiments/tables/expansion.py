@@ -144,10 +144,13 @@ def load_table(name: str, overrides: Iterable[str] = (), choice: Choice | None =
     Raises:
         InputError: the file is wrong, and the sentence has file, line and key; or an override is wrong.
     """
+    overrides = tuple(overrides)
+    if owned := next((text for text in overrides if text.lstrip("+~").startswith("seed=")), None):
+        raise InputError(f"a table trains its rows from several seeds: leave {owned} out; max_seeds=1 is seed 0 alone.")
     file = TableFile(name)
     content = file.content
     places = [place for place in _places(content) if choice is None or choice.has(place, _label(file, place))]
-    cells = [_cell(file, place, tuple(overrides), choice) for place in places]
+    cells = [_cell(file, place, overrides, choice) for place in places]
     metrics, paper, caption = list(content.metrics), content.paper, " ".join(content.caption.split())
     return Table(name, content.title, content.draw, metrics, paper, content.x, caption, cells)
 

@@ -15,6 +15,9 @@ from rst.experiments.errors import InputError
 from rst.experiments.files import sync_folder, write_atomically
 from rst.experiments.runs.record import Record
 
+FIX = "name another one, or where it is that of a run delete it to start anew"
+"""What to do about a file that is no checkpoint, whoever wrote it."""
+
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write ``checkpoint.pt``, and keep the one before as ``checkpoint.previous.pt``.
@@ -130,9 +133,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"there is no checkpoint {path}.") from error
     except Exception as error:  # Damage shows as an error of zipfile, pickle, torch or the file system.
-        raise InputError(f"{path} is not a checkpoint of this project, or is damaged: delete it.") from error
+        raise InputError(f"{path} is not a checkpoint of this project, or is damaged: {FIX}.") from error
     if not whole:
-        raise InputError(f"{path} is damaged: delete it.")
+        raise InputError(f"{path} is damaged: {FIX}.")
     if not (isinstance(content, dict) and {"id", "config", "model"} <= content.keys()):
         raise InputError(f"{path} is not a checkpoint of this project.")
     return content
@@ -144,4 +147,4 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch's own checks raise, and so does any value of a type that is not expected.
-        raise InputError(f"{path} does not fit the run, or is damaged: delete it.") from error
+        raise InputError(f"{path} does not fit the run, or is damaged: {FIX}.") from error

@@ -12,7 +12,7 @@ from rst.experiments.compose import validated
 from rst.experiments.data.run_data import RunData
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError, one_sentence
-from rst.experiments.runs.record import Record
+from rst.experiments.runs.catalogue import find
 from rst.experiments.spec import RunSpec
 from rst.experiments.training import checkpoint
 from rst.experiments.training.evaluation import evaluate
@@ -22,9 +22,10 @@ WHERE = ("evaluate", "device", "dataset.root", "paths", "wandb")
 
 
 def score(spec: RunSpec, overrides: Sequence[str]) -> dict[str, float]:
-    """The test scores of the network that ``spec.evaluate`` names: by a run id, its folder, or a checkpoint file.
+    """The test scores of the network that ``spec.evaluate`` names.
 
-    Network and data are those of the checkpoint.
+    It names a run by its id, or a part of it that no other run has, or by its folder; or a checkpoint file. Network and
+    data are those of the checkpoint.
 
     Raises:
         InputError: there is no such checkpoint, or its run has kept none; or the overrides of the command line ask for
@@ -71,15 +72,19 @@ def _saved_spec(path: Path, text: Any, spec: RunSpec) -> RunSpec:
 
 def _checkpoint_file(spec: RunSpec) -> Path:
     given = Path(str(spec.evaluate))
-    for path in (given, given / "checkpoint.pt", Path(spec.paths.runs) / given / "checkpoint.pt"):
-        with suppress(OSError, ValueError):  # The text may be no path at all.
+    record = None
+    with suppress(InputError, OSError, ValueError):  # The text may be no path at all, and no part of an id.
+        for path in (given, given / "checkpoint.pt"):
             if path.is_file():
                 return path
-            if path.name == "checkpoint.pt" and Record(path.parent).done:
-                raise InputError(
-                    f"evaluate={spec.evaluate} is a run that has kept no network: train it anew with force=true and "
-                    "keep_network=true."
-                )
+        [record] = find(Path(spec.paths.runs), [str(given.parent if given.name == "checkpoint.pt" else given)])
+        if record.checkpoint.is_file():
+            return record.checkpoint
+    if record is not None and record.done:
+        raise InputError(
+            f"evaluate={spec.evaluate} is a run that has kept no network: train it anew with force=true and "
+            "keep_network=true."
+        )
     raise InputError(
         f"evaluate={spec.evaluate} is neither a checkpoint, nor the folder of a run, nor a run id in {spec.paths.runs}."
     )

@@ -48,7 +48,7 @@ def test_without_a_named_folder_the_smoke_scale_takes_the_digits(
 @pytest.mark.parametrize("scale", ["smoke", "cpu"])
 def test_a_named_folder_that_is_not_there_is_refused(scale: str, key: str, tmp_path: Path) -> None:
     spec = spec_of(scale, tmp_path, f"{key}={tmp_path / 'none'}")
-    sentence = rf"^dataset\.root={tmp_path / 'none'} is not a folder: write the folder that holds cifar10\.$"
+    sentence = rf"^there is no folder {tmp_path / 'none'} to look for cifar10 in: write dataset\.root="
     with pytest.raises(InputError, match=sentence):
         RunData(spec, torch.device("cpu"))
 
@@ -67,5 +67,5 @@ def test_a_run_that_is_done_prints_no_result_for_a_named_folder_that_is_not_ther
         record.finish({})
     named = spec_of("cpu", tmp_path, f"paths.runs={tmp_path / 'runs'}", f"{key}={tmp_path / 'none'}")
     assert run_id(named) == record.id
-    with pytest.raises(InputError, match=rf"^dataset\.root={tmp_path / 'none'} is not a folder: write the folder"):
+    with pytest.raises(InputError, match=rf"^there is no folder {tmp_path / 'none'} to look for"):
         train(named, show_progress=False)

@@ -23,7 +23,7 @@ def test_an_error_names_the_wrong_key_and_its_value(tmp_path: Path, key: str, va
 
 def test_a_root_that_is_no_folder_is_refused_even_if_the_cache_is_full(tmp_path: Path) -> None:
     load_made_up(tmp_path, write_parquet(tmp_path / "root"))
-    with pytest.raises(FileNotFoundError, match=r"dataset\.root=.*nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere to look for"):
         load_made_up(tmp_path, tmp_path / "nowhere")
 
 

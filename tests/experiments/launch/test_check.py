@@ -17,7 +17,7 @@ def test_images_that_are_missing_are_one_sentence_of_the_sweep_and_no_failed_rec
     paths = [f"paths.{key}={tmp_path / key}" for key in ("data", "cache", "runs")]
     assert script("sweep", "table01", "scale=cpu", "device=cpu", *paths) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence.startswith(f"sweep.py: dataset.root={tmp_path / 'data'} is not a folder: write the folder")
+    assert sentence.startswith(f"sweep.py: there is no folder {tmp_path / 'data'} to look for")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -134,7 +134,7 @@ def test_the_commands_know_claims_beside_tables(
     own = f"paths.runs={tmp_path / 'runs'}"
     assert script("sweep", "claims", "--dry-run", own) == 0
     out = capsys.readouterr().out
-    assert "sam-helps: SAM is lower than SGD.: 12 runs" in out
+    assert "sam-helps: SAM is lower than SGD: 12 runs" in out
     assert "In all 18 runs" in out
     assert script("sweep", "sam-helps", "--dry-run", own) == 0
     assert "In all 12 runs" in capsys.readouterr().out

@@ -65,8 +65,22 @@ def test_a_dry_run_of_many_runs_has_one_line_for_each_cell(
     monkeypatch.setattr(estimate, "FEW", 7)
     shutil.rmtree(copied[2].record.folder)  # a run of SAM
     text = plan([table_of(copied[0].record.folder.parents[1], seeds=2)])
-    assert re.search(r"^1/2 done +8 +SAM +digits-wrn10_1-n64-e1-constant-p1.0-c1$", text, re.MULTILINE)
-    assert re.search(r"^2/2 done +4 +SGD +digits-wrn10_1-n64-e1-constant-p0.0$", text, re.MULTILINE)
+    assert re.search(r"^1/2 done +8 +SAM$", text, re.MULTILINE)
+    assert re.search(r"^2/2 done +4 +SGD$", text, re.MULTILINE)
+
+
+def test_a_dry_run_says_how_many_results_of_missing_runs_are_committed(
+    copied: list[PlannedRun], script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = copied[0].record.folder.parent
+    overrides = [*TINY, f"paths.runs={runs}", "max_seeds=2"]
+    assert script("report", "demo", *overrides) == 0
+    for planned in copied[:3]:
+        shutil.rmtree(planned.record.folder)
+    capsys.readouterr()
+    assert script("sweep", "demo", "--dry-run", *overrides) == 0
+    file = runs.parent / "records.csv"
+    assert f"The results of 3 of the runs that are missing here are in {file}: report.py" in capsys.readouterr().out
 
 
 def test_a_word_that_names_no_table_is_refused_in_a_sentence(
@@ -78,6 +92,8 @@ def test_a_word_that_names_no_table_is_refused_in_a_sentence(
     assert "there is no table table3: did you mean table03?" in capsys.readouterr().err
     assert script("sweep", "sam-help", "--dry-run") == 1
     assert "there is no table or claim sam-help: did you mean sam-helps?" in capsys.readouterr().err
+    assert script("sweep", "demo", "seed=1", "--dry-run") == 1
+    assert "a table trains its rows from several seeds: leave seed=1 out; max_seeds=1" in capsys.readouterr().err
     assert script("sweep", "seed=1") == 2
     assert "no table: write a file of configs/tables" in capsys.readouterr().err
 
