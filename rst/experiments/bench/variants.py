@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import rst
 from rst.experiments.bench.table import Table
-from rst.experiments.bench.turns import NewMemory, Step, median_ratio, progress, take_turns, wall_clock
+from rst.experiments.bench.turns import NewMemory, median_ratio, progress, take_turns, wall_clock
 from rst.experiments.models import WideResNet
 from rst.variants import Variant
 
@@ -21,9 +21,9 @@ VARIANTS: Mapping[str, str | Variant] = {
 STEPS = 5
 """How many steps a contender makes in one turn: LookSAM's cycle."""
 NOTE = (
-    "A sharp step of each variant over a step of SGD: its wall time, the most bytes of tensors that it makes and "
-    "holds at once, and its passes, each of one forward and one backward propagation. The network is a WRN-10-2, "
-    "with a batch of 64 images of 32x32 pixels."
+    "A sharp step of each variant: its wall time over that of a step of SGD, what it keeps from one step to the next "
+    "beyond what SGD keeps, in vectors as long as the parameters, and its passes, each of one forward and one backward "
+    "propagation. The network is a WRN-10-2, with a batch of 64 images of 32x32 pixels."
 )
 
 
@@ -33,14 +33,14 @@ def measure(
     """A row for each variant."""
     sgd = SharpStep(device, rst.schedules.never(), "sam", batch)
     contenders = {name: SharpStep(device, rst.schedules.always(), v, batch) for name, v in variants.items()}
+    without, kept = kept_vectors(sgd), {name: kept_vectors(step) for name, step in contenders.items()}
     with progress("variants", rounds) as bar:
         times = take_turns({"sgd": sgd, **contenders}, rounds, wall_clock(device), bar, STEPS)
-    memory = peak_memory(sgd)
     rows = [
         {
             "variant": name,
             "time_over_sgd": median_ratio(times[name], times["sgd"]),
-            "memory_over_sgd": max(peak_memory(step) for _ in range(STEPS)) / memory,
+            "vectors_kept": kept[name] - without,
             "passes": 1 + step.method.expected_extra_propagations,
         }
         for name, step in contenders.items()
@@ -70,8 +70,9 @@ class SharpStep:
         self.optimizer.zero_grad()
 
 
-def peak_memory(step: Step) -> int:
-    """The most bytes that tensors made in a step occupy at once."""
+def kept_vectors(step: SharpStep) -> float:
+    """What the first steps make and keep, in units of the parameters; the optimizer's momentum is part of it."""
     with NewMemory() as new:
-        step()
-    return new.peak
+        for _ in range(STEPS):
+            step()
+    return new.now / sum(p.nbytes for p in step.model.parameters())

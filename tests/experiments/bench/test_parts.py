@@ -33,7 +33,7 @@ MEASURED: dict[str, Callable[[], Table]] = {
 FIGURES = {
     "vectors": {"network", "contender", "over_fastest_peer", "milliseconds", "operations"},
     "steps": {"network", "p", "time_over_plain_and_1_plus_p"},
-    "variants": {"variant", "time_over_sgd", "memory_over_sgd", "passes"},
+    "variants": {"variant", "time_over_sgd", "vectors_kept", "passes"},
     "loader": {"images_per_second", "over_torchvision", "share_of_a_training_step"},
     "epoch": {"loop", "images_per_second", "over_conventional_SAM"},
     "start": {"what", "seconds_beyond_torch", "over_import_torch"},
