@@ -59,6 +59,13 @@ def test_the_config_that_is_printed_has_the_values_of_the_papers_table_16(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_names_every_group_that_a_command_chooses_from(tmp_path: Path) -> None:
+    result = run(["--help"], tmp_path)
+    groups = {folder.name for folder in (ROOT / "configs").iterdir() if folder.is_dir()} - {"tables"}
+    assert result.returncode == 0
+    assert groups <= set(re.findall(r"\w+", result.stdout))
+
+
 # ------------------------------------------------------------------------------------------------------------ a sweep
 
 
