@@ -8,6 +8,9 @@ import torch
 
 from rst.experiments.errors import InputError, one_sentence
 from rst.experiments.launch import local
+from rst.experiments.report import records
+from rst.experiments.report.naming import folder_of
+from rst.experiments.report.records import Line
 from rst.experiments.runs.record import ENDED
 from rst.experiments.tables.claims import load_claims, split
 from rst.experiments.tables.expansion import Table, load_tables, runs_of
@@ -70,8 +73,8 @@ def train(tables: list[Table], workers: int | None, yes: bool) -> list[str]:
 
     runs = runs_of(tables)
     local.check(runs)
-    say_what_is_committed(tables)
-    cost = forecast(runs, workers or local.default_workers(runs), torch.cuda.is_available())
+    known = committed(tables)
+    cost = forecast(runs, workers or local.default_workers(runs), torch.cuda.is_available(), known)
     print(cost.sentence, flush=True)
     if cost.days and not yes:
         raise InputError(
@@ -104,21 +107,25 @@ def show_plan(tables: list[Table]) -> int:
     """Print which runs the tables have, and what they will cost."""
     from rst.experiments.tables.estimate import plan
 
-    print(plan(tables))
-    say_what_is_committed(tables)
+    print(plan(tables, committed(tables)))
     return 0
 
 
-def say_what_is_committed(tables: list[Table]) -> None:
-    """Say how many runs that are not on this disk have their results in a committed file: no table needs them anew."""
-    from rst.experiments.report import naming, records
+def committed(tables: list[Table]) -> dict[str, Line]:
+    """The committed results of runs that are not on this disk, by id. Says how many there are.
 
-    for folder in dict.fromkeys(naming.folder_of(table) for table in tables if table.runs):
+    Raises `InputError` where a file of them is damaged.
+    """
+    found: dict[str, Line] = {}
+    for folder in dict.fromkeys(folder_of(table) for table in tables if table.runs):
         file = folder / records.NAME
-        known = records.read(file)
-        runs = runs_of(table for table in tables if table.runs and naming.folder_of(table) == folder)
-        if count := sum(run.record.id in known and run.record.status not in ENDED for run in runs):
-            print(f"The results of {count} of the runs that are missing here are in {file}: report.py uses them.")
+        runs = runs_of(table for table in tables if table.runs and folder_of(table) == folder)
+        missing = {run.record.id for run in runs if run.record.status not in ENDED}
+        own = {name: line for name, line in records.read(file).items() if name in missing}
+        if own:
+            print(f"The results of {len(own)} runs that are missing here are in {file}: report.py uses them.")
+        found |= own
+    return found
 
 
 def queue(tables: list[Table]) -> int:

@@ -3,10 +3,11 @@
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 
 from rst.experiments.compose import CONFIGS, compose
 from rst.experiments.devices import emulates_bfloat16
@@ -105,6 +106,29 @@ def _minutes(table: str, network: str, gpus: int) -> Iterator[float]:
                 yield float(line["mean"])
 
 
+Committed = Mapping[str, Mapping[str, str]]
+"""What came out of runs elsewhere, by id: lines of a ``records.csv``."""
+NOTHING: Committed = MappingProxyType({})
+
+
+def _speeds(runs: Sequence[PlannedRun], committed: Committed) -> dict[str, Speed | None]:
+    """The time of a pass of each `kind` of these runs; where `speed` knows none, by their committed results."""
+    of_kind: dict[str, list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        of_kind[kind(run.spec)].append(run)
+    return {key: speed(own[0].spec) or _committed_speed(own, committed) for key, own in of_kind.items()}
+
+
+def _committed_speed(runs: Sequence[PlannedRun], committed: Committed) -> Speed | None:
+    lines = [committed[run.record.id] for run in runs if run.record.id in committed]
+    timed = [line for line in lines if line["train_seconds"] and line["propagations"] and line["device"]]
+    if not timed:
+        return None
+    seconds = mean(float(line["train_seconds"]) / float(line["propagations"]) for line in timed)
+    device = Counter(line["device"] for line in timed).most_common(1)[0][0]
+    return Speed(seconds, device, f"{len(timed)} committed results, on {device}")
+
+
 # ---------------------------------------------------------------------------------------------- before a sweep starts
 
 DAY = 24.0
@@ -120,11 +144,10 @@ class Forecast:
     """Whether that is more than a `DAY`, or full-size training that this machine has no GPU for."""
 
 
-def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool) -> Forecast:
+def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool, committed: Committed = NOTHING) -> Forecast:
     """The time of the runs that are left, divided over so many workers."""
     left = [run for run in runs if run.record.status not in ENDED]
-    examples = {kind(run.spec): run.spec for run in left}
-    speeds = {key: speed(spec) for key, spec in examples.items()}
+    speeds = _speeds(left, committed)
     here: dict[str, float] = defaultdict(float)
     elsewhere: dict[str, float] = defaultdict(float)
     unknown = []
@@ -143,7 +166,7 @@ def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool) -> Foreca
     parts += [f"about {hours:,.3g} GPU-hours on {device}, without a GPU here" for device, hours in elsewhere.items()]
     parts += [f"an unknown time for {len(unknown)} of them"] * bool(unknown)
     full_size = any(run.spec.scale == "paper" and run.spec.dataset.name != "digits" for run in unknown)
-    slower = _slower(examples.values())
+    slower = _slower(run.spec for run in left)
     sentence = f"{len(left)} runs to train: {', '.join(parts)}{slower}." if left else "0 runs to train."
     return Forecast(sentence, total > DAY or bool(elsewhere) or (full_size and not gpu_here))
 
@@ -161,12 +184,12 @@ Costs = dict[str, tuple[str, float]]
 """Status and expected passes of each run, by its id."""
 
 
-def plan(tables: Sequence[Table]) -> str:
+def plan(tables: Sequence[Table], committed: Committed = NOTHING) -> str:
     """What a sweep would train: the status and the passes of every run, and the hours that are left."""
     runs = runs_of(tables)
     costs = {run.record.id: (run.record.status, run.spec.expected_passes) for run in runs}
     parts = [_listing(table, costs, len(runs) <= FEW) for table in tables]
-    return "\n\n".join([*parts, _totals(runs, costs)])
+    return "\n\n".join([*parts, _totals(runs, costs, committed)])
 
 
 def _listing(table: Table, costs: Costs, one_by_one: bool) -> str:
@@ -187,7 +210,7 @@ def _listing(table: Table, costs: Costs, one_by_one: bool) -> str:
     return "\n".join([head, *_aligned(columns, lines)])
 
 
-def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
+def _totals(runs: Sequence[PlannedRun], costs: Costs, committed: Committed) -> str:
     left: dict[str, float] = defaultdict(float)
     examples = {}
     for run in runs:
@@ -195,7 +218,7 @@ def _totals(runs: Sequence[PlannedRun], costs: Costs) -> str:
         if status not in ENDED:
             left[kind(run.spec)] += max(0.0, passes - run.record.propagations)
             examples[kind(run.spec)] = run.spec
-    speeds = {key: speed(spec) for key, spec in examples.items()}
+    speeds = _speeds([run for run in runs if costs[run.record.id][0] not in ENDED], committed)
     hours = {key: left[key] * found.seconds / 3600 for key, found in speeds.items() if found}
     lines = []
     for key, spec in examples.items():

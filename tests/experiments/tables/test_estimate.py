@@ -79,8 +79,20 @@ def test_a_dry_run_says_how_many_results_of_missing_runs_are_committed(
         shutil.rmtree(planned.record.folder)
     capsys.readouterr()
     assert script("sweep", "demo", "--dry-run", *overrides) == 0
-    file = runs.parent / "records.csv"
-    assert f"The results of 3 of the runs that are missing here are in {file}: report.py" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"The results of 3 runs that are missing here are in {runs.parent / 'records.csv'}: report.py" in printed
+
+
+def test_where_no_run_of_a_kind_is_here_its_time_is_that_of_committed_results(
+    copied: list[PlannedRun], script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = copied[0].record.folder.parent
+    overrides = [*TINY, f"paths.runs={runs}", "max_seeds=2"]
+    assert script("report", "demo", *overrides) == 0
+    shutil.rmtree(runs)
+    capsys.readouterr()
+    assert script("sweep", "demo", "--dry-run", *overrides) == 0
+    assert "8 committed results, on cpu" in capsys.readouterr().out
 
 
 def test_a_word_that_names_no_table_is_refused_in_a_sentence(
