@@ -27,18 +27,18 @@ def main() -> int:
     parser.add_argument("--prune", action="store_true", help="drop runs from records.csv that have no record here")
     arguments = parser.parse_intermixed_args()
     overrides = [word for word in arguments.words if "=" in word]
-    names = [word for word in arguments.words if "=" not in word] or [*COLLECTIONS] * arguments.page
-    if not names:
+    with_claims = CLAIMS in arguments.words
+    names = [word for word in arguments.words if "=" not in word and word != CLAIMS] or [*COLLECTIONS] * arguments.page
+    if not names and not with_claims:
         parser.error("no table: write a file of configs/tables, or tables, or figures.")
-    with_claims = CLAIMS in names
-    names = [name for name in names if name != CLAIMS]
     progress = tqdm(load_tables(names, overrides, tqdm.write), desc="load", unit="table", delay=1, leave=False)
     try:
         loaded = list(progress)
         if not loaded and not with_claims:
             raise InputError(f"there is no table to write among {' '.join(names)}.")
         verdicts = claims_page.opening(overrides) if arguments.page else []
-        files = write(loaded, arguments.page, arguments.prune, tqdm.write, verdicts)
+        page_by = " ".join(["python scripts/report.py", *arguments.words, "--page"]) if arguments.page else ""
+        files = write(loaded, page_by, arguments.prune, tqdm.write, verdicts)
         files += claims_page.write(overrides, tqdm.write) if with_claims else []
     except (InputError, OSError) as error:
         progress.close()

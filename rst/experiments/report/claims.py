@@ -27,15 +27,6 @@ from rst.experiments.tables.expansion import Cell
 WORDS = ("holds", "fails", "undecided", "not run")
 LEVEL = 1 - CONFIDENCE
 
-METRICS = {
-    "test_error": "test error [%]",
-    "train_seconds": "training time [s]",
-    "gradient_norm": "‖∇L‖",
-    "sharpness": "sharpness",
-    "lambda_max": "λ_max",
-}
-"""What a reader is told of each metric that a claim may compare."""
-
 
 @dataclass(frozen=True)
 class Compared:

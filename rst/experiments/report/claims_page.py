@@ -6,21 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.style
 import pandas as pd
 
 from rst.experiments.compose import PROJECT, compose
 from rst.experiments.files import write_atomically
 from rst.experiments.report import records
-from rst.experiments.report.claims import METRICS, WORDS, Compared, Verdict, judge, side
-from rst.experiments.report.figures import STYLE
+from rst.experiments.report.claims import WORDS, Compared, Verdict, judge, side
 from rst.experiments.report.figures.forest import forest
 from rst.experiments.report.figures.saving import save
 from rst.experiments.report.naming import folder_at
 from rst.experiments.report.records import Outcomes, outcomes_of
-from rst.experiments.report.tables import wrapped
-from rst.experiments.report.verdict import VerdictLine
+from rst.experiments.report.tables import METRICS, wrapped
+from rst.experiments.report.verdict import PLURALS, VerdictLine
 from rst.experiments.tables.claim_file import read_claims
 from rst.experiments.tables.claims import load_claims
 from rst.experiments.tables.expansion import runs_of
@@ -43,8 +40,6 @@ runs are missing is not run, and nothing is concluded from those that are there.
 error of guessing. In the figures a mark says what its comparison shows by itself, without Holm's correction, and the
 colour of a name is the verdict."""
 
-COUNTED = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not run": "not run"}
-"""What several claims do that have a verdict."""
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
 """How a table writes the direction that a claim expects."""
 
@@ -139,9 +134,8 @@ def _draw(scale: Scale) -> list[Path]:
         if verdict.compared:
             title = f"{verdict.claim.name}: {verdict.word}, scale {scale.name}"
             figures[folder / "claims" / f"{verdict.claim.name}.svg"] = forest([verdict], title)
-    with mpl.style.context(STYLE):
-        for file, figure in figures.items():
-            save(figure, file)
+    for file, figure in figures.items():
+        save(figure, file)
     return list(figures)
 
 
@@ -172,7 +166,7 @@ def _summary(scales: Sequence[Scale]) -> str:
         lines.append({"Claim": f"[{claim.content.claim}](#{claim.name})", "Section": claim.content.section, **words})
     counts = [
         f"Of {len(scale.verdicts)} claims at scale `{scale.name}`, "
-        f"{', '.join(f'{COUNTED[word]}: {n}' for word, n in _counted(scale.verdicts).items())}."
+        f"{', '.join(f'{PLURALS.get(word, word)}: {n}' for word, n in _counted(scale.verdicts).items())}."
         for scale in scales
     ]
     return " ".join(counts) + "\n\n" + _table(lines)

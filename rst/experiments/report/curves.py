@@ -14,8 +14,7 @@ from matplotlib.lines import Line2D
 
 from rst.experiments.errors import InputError
 from rst.experiments.files import writing
-from rst.experiments.report.figures import STYLE
-from rst.experiments.report.figures.saving import save
+from rst.experiments.report.figures.saving import STYLE, save
 from rst.experiments.runs.record import Record
 
 PANELS = (
@@ -70,11 +69,10 @@ def write(groups: Mapping[str, Sequence[Record]], output: Path) -> list[Path]:
     """
     figure = draw(groups)
     files = [output.with_name(f"{output.name}.{kind}") for kind in ("png", "svg")]
-    with mpl.style.context(STYLE):
-        for file in files:
-            with writing(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                save(figure, file)
+    for file in files:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save(figure, file)
     return files
 
 

@@ -14,7 +14,7 @@ from rst.experiments.tables.expansion import Table, runs_of
 
 def write(
     loaded: Sequence[Table],
-    with_page: bool = False,
+    page_by: str = "",
     prune: bool = False,
     tell: Callable[[str], None] = print,
     verdicts: Sequence[VerdictLine] = (),
@@ -23,7 +23,8 @@ def write(
 
     Args:
         loaded: the tables and figures.
-        with_page: write ``report.html`` and ``README.md`` as well, overviews with all of them.
+        page_by: the command that asks for ``report.html`` and ``README.md`` as well, overviews with all of them; empty
+            where none does.
         prune: drop the lines of ``records.csv`` whose run has no record here, and take nothing from them.
         tell: gets a sentence on what was dropped.
         verdicts: what the overviews open with.
@@ -39,7 +40,7 @@ def write(
     for table in tqdm(filled, desc="report", unit="table", disable=None):
         files += tables.write(table)
         files += figures.write(table) if figures.drawn_as(table) else []
-    files += [page.write(filled, verdicts), index.write(filled, verdicts)] if with_page else []
+    files += [page.write(filled, verdicts), index.write(filled, verdicts, page_by)] if page_by else []
     return [*files, *recorded]
 
 

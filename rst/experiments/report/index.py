@@ -18,8 +18,10 @@ FEW = 12
 """Up to this many lines, a table is unfolded."""
 
 
-def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path:
-    """Write ``README.md`` into the folder of the tables' results; return the file.
+def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = (), command: str = "make report") -> Path:
+    """Write ``README.md`` into the folder of the tables' results, which names the command that wrote it.
+
+    Returns the file.
 
     At the paper's scale, whose folder is that of all results, the file is ``paper.md``.
 
@@ -29,7 +31,7 @@ def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path
     folder = common_folder(tables)
     filled = fill(tables)
     first = headline(filled)
-    parts = [_head(filled), *_verdicts(verdicts)]
+    parts = [_head(filled, command), *_verdicts(verdicts)]
     parts += [_picture(first), figures.caption_of(first)] if first else []
     parts += [_contents(filled), *(_section(table, table is first) for table in filled)]
     is_scale = folder != Path(tables[0].cells[0].spec.paths.runs).parent
@@ -39,14 +41,14 @@ def write(tables: Sequence[Table], verdicts: Sequence[VerdictLine] = ()) -> Path
     return file
 
 
-def _head(tables: Sequence[Filled]) -> str:
+def _head(tables: Sequence[Filled], command: str) -> str:
     runs = runs_of(tables)
     cells = [cell for table in tables for cell in table.cells if cell.runs]
     scale = next(filter(None, map(scale_of, tables)), "")
     done = len({name for table in tables for name, outcome in table.outcomes.items() if not outcome.diverged})
     lines = [f"# Results{f' at scale {scale}' if scale else ''}: {images_of(cells) or 'formulas'}", ""]
-    lines += [f"{done:,} of {len(runs):,} runs are done. `make report{f' SCALE={scale}' if scale else ''}` also writes "
-              "`report.html`, one page with all of this and links to the records of your own runs."]  # fmt: skip
+    lines += [f"{done:,} of {len(runs):,} runs are done. `{command}` writes this page, and `report.html`, which has "
+              "links to the records of your own runs besides."]  # fmt: skip
     if not of_the_paper(cells):
         lines += ["", f"**Not the paper's setting:** {unlike_the_paper(cells)} differ from the paper's, so that its "
                   "numbers are not shown beside these."]  # fmt: skip

@@ -2,13 +2,10 @@
 
 import re
 
-import matplotlib as mpl
-import matplotlib.style
 from markupsafe import Markup, escape
 
 from rst.experiments.report import figures
 from rst.experiments.report.contents import label_of
-from rst.experiments.report.figures import STYLE
 from rst.experiments.report.figures.panels import PALETTE
 from rst.experiments.report.figures.saving import as_svg
 from rst.experiments.tables.expansion import Table
@@ -26,9 +23,8 @@ THEME = {
 
 def inline(table: Table) -> Markup:
     """The figure as SVG in the colours of the page. Its letters are outlines, since a reader may lack the font."""
-    with mpl.style.context(STYLE):
-        figure = figures.draw(table, heading=False)
-        svg = as_svg(figure, transparent=True)
+    figure = figures.draw(table, heading=False)
+    svg = as_svg(figure, transparent=True)
     # A style would be the whole page's; the page has it for its figures.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.S)
     # Ids are the page's, which has many figures.

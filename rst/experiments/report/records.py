@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from rst.experiments.errors import InputError
 from rst.experiments.files import write_atomically, writing
+from rst.experiments.runs.catalogue import NOT_OF_THE_RESULT
 from rst.experiments.runs.record import ENDED, SHARPNESS_KEYS, SPLIT_KEYS, SUMMARY_KEYS, Record
 from rst.experiments.spec import RunSpec
 from rst.experiments.tables.expansion import PlannedRun
@@ -37,19 +38,7 @@ ORIGIN = ("git_commit", "python", "torch", "platform", "data_digest")
 OF_THE_RUN = ("id", "outcome", *RESULTS, *CONDITIONS, *ORIGIN)
 """The columns that the record of a run fills; those of its spec follow."""
 
-NOT_OF_THE_RUN = (
-    "paths.",
-    "wandb.",
-    "slurm.",
-    "dataset.root",
-    "evaluate",
-    "force",
-    "measure_sharpness",
-    "keep_network",
-    "seed",
-    "max_seeds",
-    "datasets",
-)
+NOT_OF_THE_RUN = (*NOT_OF_THE_RESULT, "dataset.root", "measure_sharpness", "seed")
 """How keys of a spec begin that have no column: they do not describe the run, or its record has them."""
 
 Line = Mapping[str, str]
@@ -193,16 +182,12 @@ def _whole_line(run: PlannedRun, outcomes: Outcomes, known: Mapping[str, Line]) 
 
 
 def _columns(spec: RunSpec) -> dict[str, str]:
-    """The keys of the run with dots in their names, as in "recipe.epochs"."""
-    columns = {}
-    parts: list[tuple[str, Any]] = [("", spec.dump())]
-    while parts:
-        name, value = parts.pop()
-        if isinstance(value, dict):
-            parts += [(f"{name}.{key}" if name else key, part) for key, part in value.items()]
-        elif not name.startswith(NOT_OF_THE_RUN) and name not in CONDITIONS:
-            columns[name] = _text(value)
-    return columns
+    """The keys that describe the run."""
+    return {
+        key: _text(value)
+        for key, value in spec.flat().items()
+        if not key.startswith(NOT_OF_THE_RUN) and key not in CONDITIONS
+    }
 
 
 def _csv(lines: Mapping[str, Line]) -> str:

@@ -45,7 +45,8 @@ def fill(tables: Sequence[Table], records_alone: bool = False) -> list[Filled]:
     """
     by_folder: dict[Path, list[Table]] = {}
     for table in tables:
-        by_folder.setdefault(folder_of(table), []).append(table)
+        if not isinstance(table, Filled):
+            by_folder.setdefault(folder_of(table), []).append(table)
     known = {
         folder: outcomes_of(runs_of(own), None if records_alone else folder / NAME) for folder, own in by_folder.items()
     }

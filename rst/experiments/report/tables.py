@@ -29,8 +29,9 @@ METRICS = {
     **{"test_error": "test error [%]", "top5_error": "top-5 error [%]"},
     **{"train_error": "error on training images [%]", "validation_error": "error on held-out images [%]"},
     **{"gradient_norm": "‖∇L‖", "sharpness": "sharpness", "lambda_max": "λ_max"},
+    "train_seconds": "training time [s]",
 }
-"""What a reader is told of a metric in a table that also has how sharp minima are."""
+"""What a reader is told of a metric where there are others than errors."""
 
 MEANINGS = {
     "Test error [%]": "Test error: mean ± standard deviation over seeds, after the last epoch.",

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+PLURALS = {"holds": "hold", "fails": "fail"}
+"""What several claims do that have a verdict; the other words stay as they are."""
+
 
 @dataclass(frozen=True)
 class VerdictLine:
@@ -19,6 +22,5 @@ class VerdictLine:
 
 def counted(verdicts: Sequence[VerdictLine]) -> list[tuple[str, str]]:
     """The outcomes, the most frequent first, each with its number in words: ("holds", "13 hold")."""
-    plural = {"holds": "hold", "fails": "fail"}
     counts = Counter(verdict.outcome for verdict in verdicts).most_common()
-    return [(outcome, f"{n} {plural.get(outcome, outcome) if n > 1 else outcome}") for outcome, n in counts]
+    return [(outcome, f"{n} {PLURALS.get(outcome, outcome) if n > 1 else outcome}") for outcome, n in counts]

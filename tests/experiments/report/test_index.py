@@ -37,7 +37,7 @@ def tables(tmp_path: Path) -> list[Table]:
 
 
 def test_every_table_and_figure_is_inline_by_relative_path(tables: list[Table], tmp_path: Path) -> None:
-    files = write(tables, with_page=True)
+    files = write(tables, page_by="make report")
     readme = tmp_path / "digits" / "README.md"
     assert readme in files
     text = readme.read_text(encoding="utf-8")
@@ -54,6 +54,12 @@ def test_missing_runs_are_said_with_the_command_that_trains_them(tables: list[Ta
     text = index.write(tables).read_text(encoding="utf-8")
     assert "1 of 1 runs are missing: `make table11 SCALE=digits`." in text
     assert "4 of 5 runs are done." in text
+
+
+def test_it_names_the_command_that_writes_it(tables: list[Table], tmp_path: Path) -> None:
+    write(tables, page_by="python scripts/report.py table01 table11 --page")
+    text = (tmp_path / "digits" / "README.md").read_text(encoding="utf-8")
+    assert "`python scripts/report.py table01 table11 --page` writes this page, and `report.html`" in text
 
 
 def test_it_opens_with_the_verdicts(tables: list[Table]) -> None:

@@ -12,14 +12,13 @@ from rst.experiments.report.figures.cost import error_over_cost, summary
 from rst.experiments.report.figures.heatmap import heatmap
 from rst.experiments.report.figures.intervals import intervals
 from rst.experiments.report.figures.panels import heading_of
-from rst.experiments.report.figures.saving import save
+from rst.experiments.report.figures.saving import STYLE, save
 from rst.experiments.report.figures.schedules import gates, schedules
 from rst.experiments.report.figures.times import extra_time
 from rst.experiments.report.naming import folder_of, stem_of
 from rst.experiments.report.paper import of_the_paper
 from rst.experiments.tables.expansion import Table
 
-STYLE = Path(__file__).parents[1] / "style.mplstyle"
 FIGURES = {
     figure.__name__: figure for figure in (error_over_cost, summary, extra_time, schedules, gates, heatmap, intervals)
 }
@@ -104,9 +103,8 @@ def write(table: Table) -> list[Path]:
     folder = folder_of(table) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{stem_of(table)}.{kind}" for kind in ("png", "svg", "pdf")]
-    with mpl.style.context(STYLE):
-        figure = draw(table)
-        save(figure, files[0])
-        save(figure, files[1])
-        save(draw(table, heading=False), files[2])
+    figure = draw(table)
+    save(figure, files[0])
+    save(figure, files[1])
+    save(draw(table, heading=False), files[2])
     return files

@@ -53,7 +53,7 @@ def abscissa(table: Table, data: pd.DataFrame) -> "pd.Series[float]":
     return data[COST].fillna(data[REALISED])
 
 
-def label_of(table: Table) -> str:
+def axis_label(table: Table) -> str:
     """The label of that axis."""
     return table.x or COST_LABEL
 

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from rst.experiments.report.figures.axis import (
     PARAMETERS,
     abscissa,
+    axis_label,
     is_wide,
-    label_of,
     parameter_at_one_cost,
 )
 from rst.experiments.report.figures.panels import (
@@ -145,12 +145,12 @@ def _set_x(ax: Axes, plot: Plot, name: str, lines: bool) -> None:
         parameter = plot.at_one_cost[name]
         ax.set(xlabel=PARAMETERS.get(parameter, parameter), xlim=SIDES, xticks=[0, 0.5, 1])
     elif plot.table.x:
-        ax.set_xlabel(label_of(plot.table))
+        ax.set_xlabel(axis_label(plot.table))
         if is_wide(plot.data["x"].tolist()):
             ax.set_xscale("log")
     else:
         named = plot.over_cost == [""] and not lines
-        ax.set(xlabel=label_of(plot.table), xlim=(SIDES[0], SIDES[1] + ROOM * named), xticks=np.linspace(0, 1, 6))
+        ax.set(xlabel=axis_label(plot.table), xlim=(SIDES[0], SIDES[1] + ROOM * named), xticks=np.linspace(0, 1, 6))
 
 
 def _draw_panel(ax: Axes, plot: Plot, own: pd.DataFrame, name: str, lines: bool) -> None:

@@ -9,9 +9,10 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rst.experiments.report.claims import METRICS, Compared, Verdict, side
-from rst.experiments.report.figures import STYLE
+from rst.experiments.report.claims import Compared, Verdict, side
 from rst.experiments.report.figures.panels import PALETTE, WIDTH, key, legend
+from rst.experiments.report.figures.saving import STYLE
+from rst.experiments.report.tables import METRICS
 
 COLOURS = {"holds": PALETTE[0], "fails": PALETTE[1], "undecided": "0.45"}
 MARKERS = {"holds": "o", "fails": "X", "undecided": "s"}

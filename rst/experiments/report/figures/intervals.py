@@ -10,11 +10,11 @@ from rst.experiments.report.figures.panels import (
     PALETTE,
     PAPER,
     data_of,
+    formula,
     has_runs,
     joined,
     key,
     legend,
-    math,
     panels,
 )
 from rst.experiments.report.tables import METRICS
@@ -42,12 +42,12 @@ def intervals(table: Table) -> Figure:
         names = own["row"] + (" (" + own["group"] + ")").where(
             own.duplicated("row", keep=False) & (own["group"] != ""), ""
         )
-        ax.set_yticks(range(len(own)), [math(name) for name in names] if k == 0 else [])
+        ax.set_yticks(range(len(own)), [formula(name) for name in names] if k == 0 else [])
         ax.set_ylim(len(own) - 0.4, -0.6)
         ax.set_title(joined(network, dataset, by="\n" if len(datasets) > 1 else ", "), loc="left")
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
-        ax.set_xlabel(math(METRICS[table.metrics[0]]) if j == len(networks) - 1 else "")
+        ax.set_xlabel(formula(METRICS[table.metrics[0]]) if j == len(networks) - 1 else "")
     if data["paper_mean"].notna().any():
         legend(figure, [key("ours", color=PALETTE[0], marker="o", linestyle="none"), key("paper", **PAPERS)])
     return figure

@@ -10,13 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from rst.experiments.report.labels import images_of
 from rst.experiments.report.naming import command_of, scale_of
 from rst.experiments.report.paper import OTHER_SEEDS, PAPER_SEEDS, of_the_paper
 from rst.experiments.report.results import results
-from rst.experiments.report.statistics import CONFIDENCE
+from rst.experiments.report.statistics import half_interval
 from rst.experiments.tables.expansion import Table
 
 WIDTH = 7.2
@@ -48,16 +47,10 @@ def data_of(table: Table) -> pd.DataFrame:
     lines = lines.assign(paper_mean=lines["paper_mean"].where(comparable))
     paper_n = lines["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
     return lines.assign(
-        half=half_interval(lines["std"], lines["n"]),
-        half_seconds=half_interval(lines["train_seconds_std"], lines["timed"]),
-        paper_half=half_interval(lines["paper_std"], paper_n),
+        half=half_interval(lines["std"], lines["n"].where(lines["n"] > 1)),
+        half_seconds=half_interval(lines["train_seconds_std"], lines["timed"].where(lines["timed"] > 1)),
+        paper_half=half_interval(lines["paper_std"], paper_n.where(paper_n > 1)),
     )
-
-
-def half_interval(std: "pd.Series[float]", n: "pd.Series[float]") -> "pd.Series[float]":
-    """t s / √n, half of the 95 % confidence interval of a mean over n seeds of standard deviation s; nan for n < 2."""
-    n = n.astype(float).where(n > 1)
-    return pd.Series(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1), n.index) * std / n**0.5
 
 
 def families_of(data: pd.DataFrame) -> list[str]:
@@ -79,7 +72,7 @@ def heading_of(table: Table) -> str:
     facts = [images_of(table.cells)] if table.runs else []
     facts += [f"scale {scale}"] if table.runs and (scale := scale_of(table)) else []
     facts += ["mean and 95 % t interval over n seeds"] if table.runs else []
-    return math(f"{table.title}\n{'; '.join(facts)}".strip())
+    return formula(f"{table.title}\n{'; '.join(facts)}".strip())
 
 
 def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> bool:
@@ -103,7 +96,7 @@ def has_runs(ax: Axes, own: pd.DataFrame, table: Table, value: str = "mean") -> 
 # ---------------------------------------------------------------------------------------------------------- letters
 
 
-def math(text: str) -> str:
+def formula(text: str) -> str:
     """The text with its symbols as formulas: γ_rst, p_cos1(t), Δη."""
     text = text.replace("$", r"\$").replace("Δη", r"$\Delta\eta$")
     text = re.sub(r"(?<!\w)p\(t\)", "$p(t)$", text)
@@ -148,7 +141,7 @@ def look_of(i: int) -> dict[str, Any]:
 
 def key(label: str, **look: Any) -> Line2D:
     """An entry of a legend: its label and its look."""
-    return Line2D([], [], label=math(label), **look)
+    return Line2D([], [], label=formula(label), **look)
 
 
 def key_of_paper(data: pd.DataFrame) -> list[Line2D]:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from rst.experiments.report.figures.panels import PAPER, SOFT, apart, look_of, math
+from rst.experiments.report.figures.panels import PAPER, SOFT, apart, formula, look_of
 
 ROOM = 0.4
 """How far an axis of Δη goes on to the right for the names of points."""
@@ -40,7 +40,7 @@ def draw_levels(ax: Axes, rows: pd.DataFrame, points: pd.DataFrame) -> None:
     for line in rows[rows["mean"].notna()].itertuples():
         if line.mean > high + FAR * (high - low):
             corner = near | {"xycoords": "axes fraction", "va": "top"}
-            ax.annotate(f"{math(line.row)}\n{line.mean:.1f} ↑", (1, 1), (3, 0), **corner)
+            ax.annotate(f"{formula(line.row)}\n{line.mean:.1f} ↑", (1, 1), (3, 0), **corner)
             continue
         shown[line.row] = line.mean
         ax.axhline(line.mean, color=SOFT, linewidth=0.9, linestyle="--", zorder=1)
@@ -48,7 +48,7 @@ def draw_levels(ax: Axes, rows: pd.DataFrame, points: pd.DataFrame) -> None:
             ax.axhspan(line.mean - line.half, line.mean + line.half, color=SOFT, alpha=0.1, linewidth=0, zorder=0)
     bottom, top = ax.get_ylim()
     for row, place in zip(shown, apart(list(shown.values()), GAP * (top - bottom)), strict=True):
-        ax.annotate(math(row), (1, place), (3, 0), **near)
+        ax.annotate(formula(row), (1, place), (3, 0), **near)
 
 
 def draw_named(ax: Axes, points: pd.DataFrame) -> None:
@@ -63,9 +63,9 @@ def draw_named(ax: Axes, points: pd.DataFrame) -> None:
     for line in sam.itertuples():
         color, top = look_of(list(points["row"].unique()).index(line.row))["color"], line.mean + line.half
         ax.axhspan(line.mean - line.half, top, color=color, alpha=0.13, linewidth=0, zorder=0)
-        said = f"error of {math(line.row)}, 95 % interval"
+        said = f"error of {formula(line.row)}, 95 % interval"
         for other in points[(points["x"] < line.x) & (points["mean"] <= top)].sort_values("x")[:1].itertuples():
-            said += f":\n{math(other.row)} lies in it at\n{100 * other.x / line.x:.0f} % of the extra passes"
+            said += f":\n{formula(other.row)} lies in it at\n{100 * other.x / line.x:.0f} % of the extra passes"
         ax.annotate(
             said, (0, top), (6, 3), xycoords=ax.get_yaxis_transform(), va="bottom", color=color, linespacing=1.1, **NEAR
         )
@@ -74,7 +74,7 @@ def draw_named(ax: Axes, points: pd.DataFrame) -> None:
         places = apart(beside["mean"].tolist(), GAP * (high - low))
         for line, place in zip(beside.itertuples(), places, strict=True):
             time = f", {line.relative_time:.2f}× time" if line.p and line.relative_time > 0 else ""
-            ax.annotate(f"{math(line.row)}: {line.mean:.1f} %{time}", (line.x, place), (8, 0), va="center", **NEAR)
+            ax.annotate(f"{formula(line.row)}: {line.mean:.1f} %{time}", (line.x, place), (8, 0), va="center", **NEAR)
 
 
 def _range(points: pd.DataFrame) -> tuple[float, float]:

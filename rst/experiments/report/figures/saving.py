@@ -4,8 +4,12 @@ import io
 import re
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.style
 from matplotlib.figure import Figure
 
+STYLE = Path(__file__).parents[1] / "style.mplstyle"
+"""The look of all figures, which also says how they are written."""
 DATES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """What of the metadata of each kind of file differs from one writing to the next, and is left out."""
 
@@ -16,7 +20,8 @@ def save(figure: Figure, file: Path) -> None:
     if kind == "svg":
         file.write_text(as_svg(figure), encoding="utf-8")
     else:
-        figure.savefig(file, metadata=DATES[kind])
+        with mpl.style.context(STYLE):
+            figure.savefig(file, metadata=DATES[kind])
 
 
 def as_svg(figure: Figure, transparent: bool = False) -> str:
@@ -26,7 +31,8 @@ def as_svg(figure: Figure, transparent: bool = False) -> str:
     panels moves those in their last digit from one process to the next.
     """
     drawing = io.StringIO()
-    figure.savefig(drawing, format="svg", transparent=transparent, metadata=DATES["svg"])
+    with mpl.style.context(STYLE):
+        figure.savefig(drawing, format="svg", transparent=transparent, metadata=DATES["svg"])
     numbers: dict[str, int] = {}
     return re.sub(
         r'(\bid="|href="#|url\(#)(\w*?)([0-9a-f]{10})\b',

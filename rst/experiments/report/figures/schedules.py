@@ -18,12 +18,12 @@ from rst.experiments.report.figures.panels import (
     apart,
     data_of,
     families_of,
+    formula,
     joined,
     key,
     legend,
     panels,
 )
-from rst.experiments.report.figures.panels import math as formula
 from rst.experiments.tables.expansion import Cell, Table
 from rst.gate import Gate
 from rst.schedules import Schedule
