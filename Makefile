@@ -22,6 +22,7 @@ $(if $(filter demo,$(MAKECMDGOALS)),$(if $(filter-out paper,$(SCALE))$(DATA),\
 SETTINGS = scale=$(SCALE) $(if $(DATA),'paths.data="$(DATA)"')
 SWEEP = $(BIN)/python scripts/sweep.py --report $(if $(WORKERS),--workers $(WORKERS)) $(if $(YES),--yes)
 TRAIN_AND_WRITE = @$(SWEEP) $@ $(SETTINGS)
+TARGETS := help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations docs lint bench
 NAMES = $(basename $(notdir $(wildcard configs/tables/*.yaml)))
 
 .DEFAULT_GOAL := help
@@ -94,6 +95,6 @@ FORCE:
 	@$(PYTHON) -c 'import difflib, re, sys; target, *known = sys.argv[1:]; \
 	near = difflib.get_close_matches(re.sub(r"(?<!\d)(\d)$$", r"0\1", target), known, 1, 0.8); \
 	sys.exit(f"there is no target {target}: " + (f"did you mean {near[0]}?" if near else "make help lists all."))' \
-	$@ $(NAMES) demo tables figures claims report test test-slow test-faults test-slurm test-integrations docs lint bench setup help
+	$@ $(NAMES) $(TARGETS)
 
-.PHONY: help setup demo tables figures claims report test test-slow test-faults test-slurm test-integrations docs lint bench FORCE
+.PHONY: $(TARGETS) FORCE

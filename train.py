@@ -165,10 +165,9 @@ def advise(spec: RunSpec) -> None:
     if found and hours > 0.1:
         RunData(spec, torch_device("cpu"))  # Where images are missing, that is the one thing to say.
         longer = "" if found.device == "cpu" else ", and far longer on the CPU that it has here"
-        print(
-            f"train.py: this run takes about {hours:,.2g} hours on {found.device}{longer}; "
-            "write scale=cpu for a small version of it, or scale=smoke for one of seconds.",
-            file=sys.stderr,
+        tell(
+            f"this run takes about {hours:,.2g} hours on {found.device}{longer}; write scale=cpu for a small version "
+            "of it, or scale=smoke for one of seconds."
         )
 
 

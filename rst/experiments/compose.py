@@ -139,7 +139,7 @@ def _follow_folder(data: DictConfig, paths: DictConfig, overrides: Sequence[str]
     facts = folder_facts("folder", root, cache)
     if facts.classes < 2:
         raise InputError(f"dataset.root={root} has one folder of images: give one for each of at least two classes.")
-    keys = [_key_of(override) for override in overrides]
+    keys = [key_of(override) for override in overrides]
     for key, found in (("train_images", facts.train), ("test_images", facts.test)):
         asked = data.get(key)
         if asked is None or (f"dataset.{key}" not in keys and isinstance(asked, int) and asked > found):
@@ -154,7 +154,7 @@ def _follow_folder(data: DictConfig, paths: DictConfig, overrides: Sequence[str]
 
 def _use_named_images(dataset: dict[str, Any], overrides: Sequence[str]) -> None:
     """Let images that the command names win over the digits of a small scale; refuse where they cannot be used."""
-    keys = [_key_of(override) for override in overrides]
+    keys = [key_of(override) for override in overrides]
     named = next((key for key in ("dataset.root", "paths.data") if key in keys), None)
     if named is None or dataset["source"] != "digits":
         return
@@ -183,11 +183,12 @@ def refuse_without_effect(spec: RunSpec, overrides: Sequence[str]) -> None:
     else:
         return
     for override in overrides:
-        if re.fullmatch(unused, _key_of(override)):
+        if re.fullmatch(unused, key_of(override)):
             raise InputError(f"{override} has no effect with {reason}: leave it out, or {fix}.")
 
 
-def _key_of(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key of a word of a command line, as in "recipe.epochs" of "++recipe.epochs=3"."""
     return override.split("=")[0].lstrip("+~")
 
 

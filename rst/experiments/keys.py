@@ -220,4 +220,4 @@ class Wandb(Part):
 
 
 class Slurm(Named):
-    """What a job of Slurm gets: the parameters of `submitit.SlurmExecutor`."""
+    """The parameters of a Slurm job, as `submitit.SlurmExecutor` takes them."""

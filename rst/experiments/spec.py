@@ -6,7 +6,7 @@ a spec or a part of one, and none reads a config.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import model_validator
@@ -94,6 +94,10 @@ class RunSpec(Part):
     def dump(self) -> dict[str, Any]:
         """The spec as plain data, from which `model_validate` makes an equal one."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    def flat(self) -> dict[str, Any]:
+        """The values of all keys by their dotted names, as in "recipe.epochs"."""
+        return dict(_leaves(self.dump()))
 
     # ---------------------------------------------------------------------------------------- what follows from it
 
@@ -302,3 +306,11 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         for key, change in changes.items()
     }
     return {**values, **nested}
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

@@ -9,7 +9,6 @@ from hydra.core.global_hydra import GlobalHydra
 import rst
 from rst.experiments import compose as compose_room
 from rst.experiments.compose import CONFIGS, builder_of, compose
-from rst.experiments.runs.catalogue import flat
 
 WIDE_RESNETS = ["wrn28_10", "wrn16_1", "wrn16_2", "wrn10_1", "wrn10_2"]
 MODELS = ["resnet18", *WIDE_RESNETS, "pyramidnet164", "vgg16_bn", "vit_ti", "vit_s", "vit_b", "resnet50", "resnet101"]
@@ -31,7 +30,7 @@ def numbers(value: Any) -> list[float]:
 
 def keys_of(overrides: list[str]) -> dict[str, Any]:
     """The values of a command by their dotted keys."""
-    return flat(compose(overrides).dump())
+    return compose(overrides).flat()
 
 
 # ------------------------------------------------------------------------------------------------- what a command means

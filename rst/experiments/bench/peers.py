@@ -12,7 +12,7 @@ from rst.experiments.errors import InputError
 
 
 class TextbookSAM(Optimizer):
-    """SAM as most code has it: loops over the parameters, as in davda54/sam, whose options these are."""
+    """SAM as most people write it: loops over the parameters, as in davda54/sam, whose options these are."""
 
     def __init__(self, params: Any, base_optimizer: Callable[..., Optimizer], rho: float, adaptive: bool) -> None:
         super().__init__(params, {"rho": rho, "adaptive": adaptive})

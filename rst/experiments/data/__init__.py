@@ -1,16 +1,14 @@
 """Data: images in memory (`sources`) or in files (`image_folders`), and the batches made of them (`run_data`)."""
 
-from rst.experiments.data.augment import Augmentation
 from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
 from rst.experiments.data.folder_cache import FolderFacts, folder_facts
-from rst.experiments.data.image_folders import Files, ImageFolders, open_folders, open_imagenet
+from rst.experiments.data.image_folders import Files, ImageFolders, open_folders
 from rst.experiments.data.loader import Loader, evaluation_batches
 from rst.experiments.data.run_data import RunData, readable
 from rst.experiments.data.sources import load
 from rst.experiments.data.splits import Dataset, Split, hold_out, with_label_noise
 
 __all__ = [
-    "Augmentation",
     "Dataset",
     "FileLoader",
     "Files",
@@ -25,7 +23,6 @@ __all__ = [
     "hold_out",
     "load",
     "open_folders",
-    "open_imagenet",
     "readable",
     "with_label_noise",
 ]

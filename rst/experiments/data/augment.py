@@ -10,60 +10,33 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from rst.experiments.keys import Augmentation
+
 BatchTransform = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 """``(images [B, C, H, W], labels [B], generator) -> (images, labels)``. It may overwrite the images it is given."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """The keys of the config group ``augmentation``. The defaults switch everything off.
+def transforms(augmentation: Augmentation, image_size: int, num_classes: int) -> list[BatchTransform]:
+    """The transforms that the keys ask for, in the order in which a loader applies them: mixup, then cutout.
 
     Args:
-        flip: mirror each training image left to right with probability 1/2.
-        crop_padding: width in pixels of the reflect padding, from which a crop of the image's own size is taken.
-            Images in files ignore it: they are cropped at random sizes instead.
-        cutout: side of the square hole in pixels; 0 cuts none.
-        cutout_per_image: draw one hole for each image instead of one for each batch.
-        mixup_alpha: the mixing weight is drawn from Beta(alpha, alpha); 0 mixes nothing.
+        augmentation: the keys of the config group.
+        image_size: side of the images in pixels.
+        num_classes: length of the soft targets that mixup makes.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: the hole of cutout is larger than the images.
     """
-
-    flip: bool = False
-    crop_padding: int = 0
-    cutout: int = 0
-    cutout_per_image: bool = False
-    mixup_alpha: float = 0.0
-
-    def __post_init__(self) -> None:
-        for key in ("crop_padding", "cutout"):
-            value = getattr(self, key)
-            if value < 0 or value != int(value):
-                raise ValueError(f"augmentation.{key}={value} is not a number of pixels: write 0 (off), 1, 2, ...")
-        if not 0 <= self.mixup_alpha < float("inf"):
-            raise ValueError(f"augmentation.mixup_alpha={self.mixup_alpha} is out of range: write 0 (off) or more.")
-
-    def transforms(self, image_size: int, num_classes: int) -> list[BatchTransform]:
-        """The transforms that are switched on, in the order in which a loader applies them: mixup, then cutout.
-
-        Args:
-            image_size: side of the images in pixels.
-            num_classes: length of the soft targets that mixup makes.
-
-        Raises:
-            ValueError: the hole of cutout is larger than the images.
-        """
-        if self.cutout > image_size:
-            raise ValueError(
-                f"augmentation.cutout={self.cutout} is larger than the images: write 0 (off) to {image_size}."
-            )
-        transforms: list[BatchTransform] = []
-        if self.mixup_alpha:
-            transforms.append(Mixup(self.mixup_alpha, num_classes))
-        if self.cutout:
-            transforms.append(Cutout(self.cutout, per_image=self.cutout_per_image))
-        return transforms
+    if augmentation.cutout > image_size:
+        raise ValueError(
+            f"augmentation.cutout={augmentation.cutout} is larger than the images: write 0 (off) to {image_size}."
+        )
+    found: list[BatchTransform] = []
+    if augmentation.mixup_alpha:
+        found.append(Mixup(augmentation.mixup_alpha, num_classes))
+    if augmentation.cutout:
+        found.append(Cutout(augmentation.cutout, augmentation.cutout_per_image))
+    return found
 
 
 @dataclass(frozen=True)

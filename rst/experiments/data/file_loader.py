@@ -46,9 +46,6 @@ class FileLoader:
         world_size: number of ranks.
         workers: number of processes that decode; 0 decodes in this process. The default divides the cores of this
             machine by the number of ranks.
-
-    Raises:
-        ValueError: ``batch_size`` does not fit the images or the ranks.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class FileLoader:
         world_size: int = 1,
         workers: int | None = None,
     ) -> None:
-        self.share = share_of_batch(batch_size, len(files), rank, world_size)
+        self.share = share_of_batch(batch_size, rank, world_size)
         self.files, self.batch_size, self.seed, self.transforms = files, batch_size, seed, tuple(transforms)
         self.device = torch.device(device)
         self.workers = max(1, available_cores() // world_size) if workers is None else workers

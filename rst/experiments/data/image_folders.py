@@ -146,11 +146,6 @@ def open_folders(name: str, root: str | Path) -> ImageFolders:
     return ImageFolders(found.root, classes, train, test)
 
 
-def open_imagenet(root: str | Path) -> ImageFolders:
-    """List the images of ImageNet, or of a data set that is laid out like it, as `open_folders` does."""
-    return open_folders("imagenet", root)
-
-
 def layout(name: str, root: str | Path) -> Layout:
     """Where the images of the data set ``name``, "imagenet" or "folder", are.
 

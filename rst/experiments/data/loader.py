@@ -32,7 +32,7 @@ class Loader:
         world_size: number of ranks.
 
     Raises:
-        ValueError: ``batch_size`` or ``crop_padding`` does not fit the images or the ranks.
+        ValueError: ``crop_padding`` does not fit the images.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.share = share_of_batch(batch_size, len(images), rank, world_size)
+        self.share = share_of_batch(batch_size, rank, world_size)
         size = min(images.shape[2:])
         if not 0 <= crop_padding < size:
             raise ValueError(
@@ -131,22 +131,8 @@ def order_of_epoch(images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(images, generator=stream("order", seed, epoch))
 
 
-def share_of_batch(batch_size: int, images: int, rank: int, world_size: int) -> slice:
-    """The rows of a batch that belong to a rank.
-
-    Raises:
-        ValueError: there are fewer images than ``batch_size``, or the ranks cannot have equally many rows.
-    """
-    if not 1 <= batch_size <= images:
-        raise ValueError(
-            f"recipe.batch_size={batch_size} does not fit {images} training images: "
-            f"write 1 to {images}, or a larger dataset.train_images."
-        )
-    if batch_size % world_size:
-        raise ValueError(
-            f"recipe.batch_size={batch_size} does not split over {world_size} devices: "
-            f"write a multiple of {world_size}."
-        )
+def share_of_batch(batch_size: int, rank: int, world_size: int) -> slice:
+    """The rows of a batch that belong to a rank."""
     share = batch_size // world_size
     return slice(rank * share, (rank + 1) * share)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rst.experiments.data.augment import Augmentation
+from rst.experiments.data.augment import transforms
 from rst.experiments.data.file_loader import FileLoader, centre_crop_batches
 from rst.experiments.data.folder_cache import forget_facts
 from rst.experiments.data.image_folders import Files, ImageFolders, open_folders
@@ -69,15 +69,14 @@ class RunData:
 
     def loader(self) -> Loader | FileLoader:
         """The loader of this rank's augmented training batches. Raises `InputError` where a key does not fit."""
-        spec, data, train = self.spec, self.spec.dataset, self.train
+        spec, data, train, augmentation = self.spec, self.spec.dataset, self.train, self.spec.augmentation
         with bad_input():
-            augmentation = Augmentation(**spec.augmentation.model_dump())
             settings: dict[str, Any] = {
                 "batch_size": spec.recipe.batch_size,
                 "mean": data.mean,
                 "std": data.std,
                 "flip": augmentation.flip,
-                "transforms": augmentation.transforms(data.image_size, data.num_classes),
+                "transforms": transforms(augmentation, data.image_size, data.num_classes),
                 "seed": spec.seed,
                 "device": self.device,
                 "rank": self.rank,

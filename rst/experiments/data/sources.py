@@ -11,8 +11,6 @@ from rst.experiments.data.cache import read_cache, scratch_folder, write_cache
 from rst.experiments.data.cifar_files import KNOWN, KnownDataset, find
 from rst.experiments.data.splits import Dataset, Split, canonical
 
-SOURCES = ("auto", "parquet", "torchvision", "digits")
-
 
 def load(
     name: str,
@@ -43,17 +41,13 @@ def load(
 
     Raises:
         FileNotFoundError: there are no images.
-        ValueError: an argument is unknown or does not fit the data set, the files are not those of the data set, or the
+        ValueError: an argument does not fit the data set, the files are not those of the data set, or the
             cache cannot be written.
     """
-    if source not in SOURCES:
-        raise ValueError(f"dataset.source={source} is unknown: write one of {', '.join(SOURCES)}.")
     if source == "digits" or (name == "digits" and source == "auto"):
         return digits(image_size, channels)
     if name == "digits":
         raise ValueError(f"dataset.source={source} does not hold digits: write dataset.source=auto.")
-    if name not in KNOWN:
-        raise ValueError(f"dataset.name={name} is unknown: write one of {', '.join([*KNOWN, 'digits'])}.")
     known = KNOWN[name]
     if (channels, image_size, image_size) != known.shape:
         raise ValueError(

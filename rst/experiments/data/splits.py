@@ -64,12 +64,7 @@ def with_label_noise(labels: Tensor, fraction: float, num_classes: int, seed: in
         fraction: from 0 to 1.
         num_classes: the new class is uniform over the ``num_classes`` - 1 others.
         seed: seed of the random stream "label_noise".
-
-    Raises:
-        ValueError: ``fraction`` is out of its range.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"dataset.label_noise={fraction} is not a fraction: write a number from 0 to 1.")
     generator = stream("label_noise", seed)
     chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
     shift = torch.randint(1, num_classes, chosen.shape, generator=generator)
@@ -94,11 +89,6 @@ def hold_out(split: AnyRows, n: int, seed: int) -> tuple[AnyRows, AnyRows]:
 
     Choices such as the best epoch may be made on the held-out images, not on the test set. Both parts keep the order
     of ``split``. ``seed`` is that of the random stream "hold_out".
-
-    Raises:
-        ValueError: no image would be left to train on.
     """
-    if not 0 <= n < len(split):
-        raise ValueError(f"dataset.validation={n} leaves nothing to train on: write 0 to {len(split) - 1}.")
     order = torch.randperm(len(split), generator=stream("hold_out", seed))
     return split[order[n:].sort().values], split[order[:n].sort().values]

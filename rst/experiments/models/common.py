@@ -1,4 +1,4 @@
-"""What several networks share: the initial weights of the CNNs, and a check of the data's numbers."""
+"""The initial weights of the CNNs."""
 
 import math
 
@@ -21,11 +21,3 @@ def initialise(model: nn.Module) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def check_data(num_classes: int, in_channels: int) -> None:
-    """Raise ValueError unless there is at least one class and one input channel."""
-    if num_classes < 1:
-        raise ValueError(f"model: dataset.num_classes must be at least 1, got {num_classes}.")
-    if in_channels < 1:
-        raise ValueError(f"model: dataset.channels must be at least 1, got {in_channels}.")

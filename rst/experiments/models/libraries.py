@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from rst.experiments.errors import InputError, one_sentence
-from rst.experiments.models.common import check_data
 from rst.experiments.models.weights import load_weights
 from rst.guards import preserved_buffers
 
@@ -34,7 +33,6 @@ def timm_network(
     """
     import timm
 
-    check_data(num_classes, in_channels)
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
     try:
@@ -61,7 +59,6 @@ def torchvision_network(
     """
     from torchvision import models
 
-    check_data(num_classes, in_channels)
     names = models.list_models(module=models)
     if name not in names:
         raise _unknown("torchvision", name, names)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rst.experiments.models.common import check_data, initialise
+from rst.experiments.models.common import initialise
 
 
 class PyramidNet(nn.Module):
@@ -20,16 +20,13 @@ class PyramidNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: ``depth`` is another number.
     """
 
     def __init__(self, depth: int, alpha: float, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        check_data(num_classes, in_channels)
         if depth < 11 or (depth - 2) % 9:
             raise ValueError(f"model.depth of a PyramidNet must be 11, 20, 29, ... (9n + 2), got {depth}.")
-        if alpha < 0:
-            raise ValueError(f"model.alpha must be at least 0, got {alpha}.")
         group = (depth - 2) // 9
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []

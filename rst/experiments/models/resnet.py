@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rst.experiments.models.common import check_data, initialise
+from rst.experiments.models.common import initialise
 
 # timm takes more than a second to import, so a function imports it when it builds a network.
 if TYPE_CHECKING:
@@ -26,13 +26,9 @@ def small_image_resnet(
         widths: number of channels of each stage; the stem has the first.
         num_classes: number of logits.
         in_channels: channels of the images.
-
-    Raises:
-        ValueError: there is no class or no channel.
     """
     from timm.models.resnet import BasicBlock
 
-    check_data(num_classes, in_channels)
     stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
     model = _resnet(BasicBlock, stem, blocks, widths, num_classes)
     model.register_module("maxpool", nn.Identity())
@@ -57,11 +53,10 @@ def imagenet_resnet(
         image_size: side of the images in pixels, at least 64.
 
     Raises:
-        ValueError: there is no class or no channel, or the images are too small.
+        ValueError: the images are too small.
     """
     from timm.models.resnet import Bottleneck
 
-    check_data(num_classes, in_channels)
     if image_size < 64:
         raise ValueError(
             f"model: a ResNet with the ImageNet stem shrinks images 32 times and needs dataset.image_size of at least "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from rst.experiments.models.common import check_data, initialise
+from rst.experiments.models.common import initialise
 
 
 def vgg_bn(
@@ -33,11 +33,10 @@ def vgg_bn(
         image_size: side of the images in pixels, at least 2 to the power of the number of stages.
 
     Raises:
-        ValueError: there is no class or no channel, or the images are too small.
+        ValueError: the images are too small.
     """
     from torchvision.models.vgg import make_layers  # Here, because torchvision takes a second to import.
 
-    check_data(num_classes, in_channels)
     if image_size < 2 ** len(blocks):
         raise ValueError(
             f"model: a VGG of {len(blocks)} poolings needs dataset.image_size of at least {2 ** len(blocks)}, "

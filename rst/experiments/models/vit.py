@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from rst.experiments.models.common import check_data
-
 # timm takes more than a second to import, so a function imports it when it builds a network.
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -36,11 +34,10 @@ def vision_transformer(
         image_size: side H of the images in pixels, a multiple of ``patch_size``.
 
     Raises:
-        ValueError: there is no class or no channel, or a size is not the multiple that it must be.
+        ValueError: a size is not the multiple that it must be.
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    check_data(num_classes, in_channels)
     if image_size % patch_size:
         raise ValueError(
             f"model: a ViT with model.patch_size={patch_size} cannot tile dataset.image_size={image_size}: take a "

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rst.experiments.models.common import check_data, initialise
+from rst.experiments.models.common import initialise
 
 
 class WideResNet(nn.Module):
@@ -21,16 +21,13 @@ class WideResNet(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: ``depth`` is another number.
     """
 
     def __init__(self, depth: int, widen_factor: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        check_data(num_classes, in_channels)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"model.depth of a WideResNet must be 10, 16, 22, 28, ... (6n + 4), got {depth}.")
-        if widen_factor < 1:
-            raise ValueError(f"model.widen_factor must be at least 1, got {widen_factor}.")
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []

@@ -93,7 +93,7 @@ def values_of(record: Record) -> dict[str, Any]:
         InputError: its config is damaged.
     """
     spec = record.spec
-    return {"status": record.status, "model": spec.model.name or spec.network, **flat(spec.dump())} | {
+    return {"status": record.status, "model": spec.model.name or spec.network, **spec.flat()} | {
         group: getattr(spec, group).name for group in NAMED
     }
 
@@ -101,16 +101,6 @@ def values_of(record: Record) -> dict[str, Any]:
 def values_of_none() -> dict[str, None]:
     """The keys that every record has: those of a spec that have no options, and those that `values_of` adds."""
     return dict.fromkeys([*keys_of(RunSpec), "status", "model", *NAMED])
-
-
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by their dotted keys."""
-    if not isinstance(value, dict):
-        return {key: value}
-    found: dict[str, Any] = {}
-    for name, part in value.items():
-        found |= flat(part, f"{key}.{name}" if key else name)
-    return found
 
 
 def _fits(text: str, value: Any) -> bool:
@@ -162,7 +152,7 @@ def outcome(record: Record) -> dict[str, Any]:
 
 def differences(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The keys in which runs differ, each with the value of every run; None where a run lacks the key."""
-    values = [flat(record.spec.dump()) for record in records]
+    values = [record.spec.flat() for record in records]
     keys = dict.fromkeys(key for own in values for key in own if not key.startswith(NOT_OF_THE_RESULT))
     found = {key: [own.get(key) for own in values] for key in keys}
     return {key: row for key, row in found.items() if any(value != row[0] for value in row)}
@@ -191,7 +181,7 @@ def _parts(spec: RunSpec) -> dict[str, str]:
         *("schedule.", "scheme.", "variant.name", "network", "seed", "recipe.rho", "device", "dataset.name"),
         *("dataset.digest", "optimizer.name", "model.name", "model.pretrained_digest", *NOT_OF_THE_RESULT),
     )
-    for key, value in flat(spec.dump()).items():
+    for key, value in spec.flat().items():
         if not key.startswith(implied) and (spec.mean_p != 0 or not key.startswith("variant.")):
             # Options of different networks are not compared.
             parts[f"{network}.{key}" if key.startswith("model.") else key] = f"{key}={written(value)}"

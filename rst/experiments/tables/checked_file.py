@@ -6,26 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, StrictStr, ValidationError
+from pydantic import BaseModel, StrictStr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedBase
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from rst.experiments.errors import InputError, one_sentence
-from rst.experiments.keys import wanted
+from rst.experiments.keys import Part, wanted
 
 Text = Annotated[StrictStr, wanted("a text")]
 Texts = Annotated[tuple[Text, ...], wanted("a list of texts, [...]")]
 
 
-class Section(BaseModel):
-    """Keys with their values; a key that is not declared is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Content = TypeVar("Content", bound=Section)
+Content = TypeVar("Content", bound=Part)
 
 
 class CheckedFile(Generic[Content]):

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from rst.experiments.compose import CONFIGS
-from rst.experiments.keys import wanted
-from rst.experiments.tables.checked_file import CheckedFile, Section, Text, Texts
+from rst.experiments.keys import Part, wanted
+from rst.experiments.tables.checked_file import CheckedFile, Text, Texts
 from rst.experiments.tables.table_file import MOST_SEEDS
 
 FILE = CONFIGS / "claims.yaml"
@@ -41,7 +41,7 @@ Margin = Annotated[float, Field(strict=True, gt=0, lt=1), wanted("a number betwe
 Seeds = Annotated[int, Field(strict=True, ge=2, le=MOST_SEEDS), wanted(f"an integer from 2 to {MOST_SEEDS}")]
 
 
-class Comparison(Section):
+class Comparison(Part):
     """A contrast of two weighted means of rows, and which way it should go."""
 
     a: Side
@@ -61,7 +61,7 @@ class Comparison(Section):
         return self
 
 
-class ClaimContent(Section):
+class ClaimContent(Part):
     """One claim of the paper."""
 
     section: Text
@@ -89,7 +89,7 @@ class ClaimContent(Section):
         return list(dict.fromkeys([*compared, *self.gap]))
 
 
-class Claims(Section):
+class Claims(Part):
     """All that the file says."""
 
     seeds: Annotated[dict[Text, Seeds], Field(min_length=1)]

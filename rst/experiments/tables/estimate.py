@@ -141,7 +141,7 @@ class Forecast:
 
     sentence: str
     days: bool
-    """Whether that is more than a `DAY`, or full-size training that this machine has no GPU for."""
+    """Whether it takes more than `DAY` hours, or trains full-size networks without a GPU: it starts only with --yes."""
 
 
 def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool, committed: Committed = NOTHING) -> Forecast:

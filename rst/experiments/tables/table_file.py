@@ -11,8 +11,8 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from rst.experiments.compose import CONFIGS
 from rst.experiments.errors import InputError
-from rst.experiments.keys import Flag, wanted
-from rst.experiments.tables.checked_file import CheckedFile, Section, Text, Texts
+from rst.experiments.keys import Flag, Part, wanted
+from rst.experiments.tables.checked_file import CheckedFile, Text, Texts
 
 TABLES = CONFIGS / "tables"
 
@@ -32,7 +32,7 @@ Values = Annotated[
 ]
 
 
-class Row(Section):
+class Row(Part):
     """A row of a table: a method, which is trained with every network on every data set."""
 
     overrides: Overrides = ()
@@ -49,7 +49,7 @@ class Row(Section):
         return {"overrides": value} if isinstance(value, list) else value
 
 
-class Family(Section):
+class Family(Part):
     """Rows that belong together, such as the points of one line of a figure."""
 
     overrides: Overrides = ()

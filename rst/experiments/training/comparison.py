@@ -1,6 +1,6 @@
 """Whether the ranks of a run train the same run: they compare what determines it, and stop where it differs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from rst.experiments.training.ranks import World
 
 PACKAGE = Path(rst.__file__).parent
 
-OF_A_HOST = ("device", "paths", "dataset.root", "dataset.source", "model.pretrained", "wandb")
-"""Keys that may differ from host to host."""
+OF_A_HOST = ("device", "dataset.root", "dataset.source", "model.pretrained")
+"""Keys that may differ from host to host; so may those of the groups ``paths`` and ``wandb``."""
 
 FIXES = {
     "the code": "install one version of it on all hosts",
@@ -52,7 +52,11 @@ def facts_of_a_run(spec: RunSpec, device: torch.device, data: RunData, model: nn
     """What determines a run: its keys, the code, the images and their order, the initial weights."""
     orders = [order_of_epoch(len(data.train), spec.seed, epoch) for epoch in range(2)]
     return {
-        **dict(_flat(spec.dump())),
+        **{
+            key: value
+            for key, value in spec.flat().items()
+            if key not in OF_A_HOST and not key.startswith(("paths.", "wandb."))
+        },
         "the code": digest_of_code(PACKAGE),
         "torch": torch.__version__,
         "the kind of device": device.type,
@@ -60,16 +64,6 @@ def facts_of_a_run(spec: RunSpec, device: torch.device, data: RunData, model: nn
         "the order of the images": digest(orders),
         "the initial weights": digest(model.parameters()),
     }
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if any(key == name or key.startswith(f"{name}.") for name in OF_A_HOST):
-        return
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rst.experiments.build import autocast, build_model, set_backends
-from rst.experiments.compose import validated
+from rst.experiments.compose import key_of, validated
 from rst.experiments.data.run_data import RunData
 from rst.experiments.devices import torch_device
 from rst.experiments.errors import InputError, one_sentence
@@ -35,7 +35,7 @@ def score(spec: RunSpec, overrides: Sequence[str]) -> dict[str, float]:
     device = torch_device(spec.device)
     content = checkpoint.load(path)
     saved = _saved_spec(path, content["config"], spec)
-    for key in (override.split("=")[0].lstrip("+~") for override in overrides):
+    for key in map(key_of, overrides):
         if not key.startswith(WHERE) and _value(spec, key) != _value(saved, key):
             raise InputError(f"{path} is of another config: leave {key} out of the command, or evaluate another run.")
     set_backends(saved)

@@ -20,14 +20,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tf
 
 from rst.experiments.data import (
-    Augmentation,
     FileLoader,
     Files,
     ImageFolders,
     centre_crop_batches,
     file_loader,
-    open_imagenet,
+    open_folders,
 )
+from rst.experiments.data.augment import BatchTransform, Cutout, Mixup
 from rst.experiments.data.crops import crop_box, decode
 from rst.streams import stream
 
@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(root: Path) -> ImageFolders:
-    return open_imagenet(root)
+    return open_folders("imagenet", root)
 
 
 @pytest.fixture
@@ -138,18 +138,17 @@ def test_the_crop_of_an_image_changes_with_the_seed_and_the_epoch_alone(folders:
 
 
 def test_an_epoch_that_starts_at_any_step_continues_as_the_whole_epoch_does(folders: ImageFolders) -> None:
-    loader = training(folders.train, transforms=Augmentation(mixup_alpha=1.0, cutout=8).transforms(SIZE, 3))
+    loader = training(folders.train, transforms=[Mixup(1.0, 3), Cutout(8)])
     whole = list(loader.epoch(2))
     for step in range(len(loader)):
         assert_same(list(loader.epoch(2, step)), whole[step:])
     assert list(loader.epoch(2, len(loader))) == []
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(mixup_alpha=1.0, cutout=8)])
+@pytest.mark.parametrize("transforms", [[], [Mixup(1.0, 3), Cutout(8)]])
 def test_the_batches_of_all_ranks_make_up_the_batch_that_one_device_sees(
-    folders: ImageFolders, augmentation: Augmentation
+    folders: ImageFolders, transforms: list[BatchTransform]
 ) -> None:
-    transforms = augmentation.transforms(SIZE, 3)
     whole = list(training(folders.train, transforms=transforms).epoch(0))
     ranks = [training(folders.train, transforms=transforms, rank=rank, world_size=4).epoch(0) for rank in range(4)]
     shares = [tuple(map(torch.cat, zip(*step, strict=True))) for step in zip(*ranks, strict=True)]
@@ -166,7 +165,7 @@ def test_a_rank_decodes_only_its_own_images_unless_images_are_mixed(
 
 
 def test_mixup_and_cutout_are_applied_to_the_normalised_batch(folders: ImageFolders) -> None:
-    transforms = Augmentation(mixup_alpha=1.0, cutout=8).transforms(SIZE, 3)
+    transforms = [Mixup(1.0, 3), Cutout(8)]
     plain = training(folders.train, seed=4).epoch(1)
     augmented = training(folders.train, seed=4, transforms=transforms).epoch(1)
     for step, (mixed, (images, labels)) in enumerate(zip(augmented, plain, strict=True)):
@@ -181,21 +180,6 @@ def test_loading_draws_nothing_from_the_global_generator(folders: ImageFolders) 
     list(training(folders.train, workers=2).epoch(0))
     list(evaluation(folders.test, workers=2))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"batch_size": 31}, "recipe.batch_size=31 does not fit 30 training images: write 1 to 30"),
-        ({"batch_size": 0}, "recipe.batch_size=0 does not fit"),
-        ({"world_size": 3}, "recipe.batch_size=8 does not split over 3 devices: write a multiple of 3"),
-    ],
-)
-def test_a_batch_size_that_does_not_fit_is_refused(
-    folders: ImageFolders, changes: dict[str, int], sentence: str
-) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        training(folders.train, **changes)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -236,7 +220,7 @@ def test_the_evaluation_batches_equal_resizing_and_cropping_the_centre_by_torchv
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_found_damaged_in_training_or_evaluation_is_named_in_one_sentence(copy: Path, workers: int) -> None:
-    folders = open_imagenet(copy)
+    folders = open_folders("imagenet", copy)
     for files, batches in (
         (folders.train, training(folders.train, batch_size=30, workers=workers).epoch(0)),
         (folders.test, evaluation(folders.test, workers=workers)),
@@ -250,7 +234,7 @@ def test_a_file_found_damaged_in_training_or_evaluation_is_named_in_one_sentence
 
 
 def test_a_file_that_has_been_deleted_is_named(copy: Path) -> None:
-    files = open_imagenet(copy).train
+    files = open_folders("imagenet", copy).train
     os.remove(files.path(0))
     with pytest.raises(ValueError, match=f"^{files.path(0)} cannot be decoded .*No such file"):
         list(training(files, batch_size=30, workers=2).epoch(0))
@@ -291,8 +275,8 @@ def test_an_epoch_that_is_closed_early_ends_its_workers(folders: ImageFolders) -
 
 def test_a_program_that_fails_in_the_middle_of_an_epoch_ends_at_once(root: Path) -> None:
     script = f"""
-from rst.experiments.data import FileLoader, open_imagenet
-files = open_imagenet({str(root)!r}).train
+from rst.experiments.data import FileLoader, open_folders
+files = open_folders("imagenet", {str(root)!r}).train
 batches = FileLoader(files, image_size=8, batch_size=2, mean=[0.5] * 3, std=[0.5] * 3, workers=2).epoch(0)
 next(batches)
 raise RuntimeError("diverged")

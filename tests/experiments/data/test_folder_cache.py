@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from image_tree import make_image_tree, truncate
 
-from rst.experiments.data import FolderFacts, folder_cache, folder_facts, open_folders, open_imagenet
+from rst.experiments.data import FolderFacts, folder_cache, folder_facts, open_folders
 from rst.experiments.errors import InputError
 
 LONG_AGO = 1_600_000_000
@@ -51,7 +51,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_it_is_the_digest_of_the_files(root: Path, cache: Path) -> None:
-    assert folder_digest(root, cache) == open_imagenet(root).digest
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest
 
 
 def test_the_files_are_listed_once_however_often_and_by_whatever_path_it_is_asked(
@@ -87,7 +87,7 @@ def test_a_file_that_is_added_deleted_or_renamed_changes_the_digest(root: Path, 
         file.unlink()
     else:
         file.rename(file.with_name("new.JPEG"))
-    assert folder_digest(root, cache) == open_imagenet(root).digest != before
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest != before
 
 
 def test_two_changes_within_one_tick_of_the_file_systems_clock_are_both_seen(root: Path, cache: Path) -> None:
@@ -97,7 +97,7 @@ def test_two_changes_within_one_tick_of_the_file_systems_clock_are_both_seen(roo
     before = folder_digest(root, cache)
     (folder / "n01_1.JPEG").unlink()
     os.utime(folder, ns=(changed, changed))
-    assert folder_digest(root, cache) == open_imagenet(root).digest != before
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest != before
 
 
 def test_a_file_that_is_added_in_a_folder_below_a_class_folder_changes_the_digest(root: Path, cache: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_file_that_is_added_in_a_folder_below_a_class_folder_changes_the_diges
     shutil.copy(file, below / "a.JPEG")
     before = folder_digest(age(root), cache)
     shutil.copy(file, below / "b.JPEG")
-    assert folder_digest(root, cache) == open_imagenet(root).digest != before
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest != before
 
 
 def test_two_folders_with_other_images_have_different_digests(root: Path, cache: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(root: Path, cache: Path, opened
     cache.mkdir(parents=True)
     file = cache / "folder_digests.json"
     file.write_text(content)
-    expected = open_imagenet(root).digest
+    expected = open_folders("imagenet", root).digest
     assert [folder_digest(root, cache) for _ in range(2)] == [expected, expected]
     assert len(opened) == 1
     assert list(json.loads(file.read_text())) == [str(root)]
@@ -129,12 +129,12 @@ def test_a_damaged_file_in_the_cache_is_replaced(root: Path, cache: Path, opened
 
 def test_a_cache_that_cannot_be_written_is_no_error(root: Path, cache: Path) -> None:
     cache.parent.write_text("a file, not a folder")
-    assert folder_digest(root, cache) == open_imagenet(root).digest
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest
 
 
 def test_it_counts_the_classes_and_the_images_of_both_splits(root: Path, cache: Path) -> None:
     for _ in range(2):
-        assert folder_facts("imagenet", root, cache) == FolderFacts(open_imagenet(root).digest, 3, 30, 12)
+        assert folder_facts("imagenet", root, cache) == FolderFacts(open_folders("imagenet", root).digest, 3, 30, 12)
 
 
 def test_a_root_without_folders_of_images_is_refused_and_nothing_is_kept(tmp_path: Path, cache: Path) -> None:
@@ -168,12 +168,12 @@ def test_other_numbers_of_classes_or_images_are_not_ilsvrc_2012(
     for folder in [*root.glob("*/n0?")]:
         folder.rename(folder.with_name(f"n0144076{folder.name[-1]}"))
     monkeypatch.setattr(folder_cache, "ILSVRC_2012", numbers)
-    assert folder_digest(root, cache) == open_imagenet(root).digest
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest
 
 
 def test_other_names_of_classes_are_not_ilsvrc_2012(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_cache, "ILSVRC_2012", (3, 30, 12))
-    assert folder_digest(root, cache) == open_imagenet(root).digest
+    assert folder_digest(root, cache) == open_folders("imagenet", root).digest
 
 
 def test_ilsvrc_2012_has_1000_classes_1281167_training_and_50000_validation_images() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_tree import CLASSES, make_image_tree, truncate
 
-from rst.experiments.data import ImageFolders, open_imagenet
+from rst.experiments.data import ImageFolders, open_folders
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(root: Path) -> ImageFolders:
-    return open_imagenet(root)
+    return open_folders("imagenet", root)
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def test_every_file_is_found_and_labelled_by_its_class(folders: ImageFolders, ro
 def test_the_folders_are_found_in_the_usual_places_below_the_root(root: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).symlink_to(root)
-    assert open_imagenet(tmp_path).root == tmp_path / place
+    assert open_folders("imagenet", tmp_path).root == tmp_path / place
 
 
 def test_the_order_depends_on_the_file_names_alone_and_mixes_the_classes(folders: ImageFolders, copy: Path) -> None:
-    again = open_imagenet(copy)
+    again = open_folders("imagenet", copy)
     assert again.train.names.tolist() == folders.train.names.tolist()
     assert set(folders.train[:10].labels.tolist()) == {0, 1, 2}
     assert len(folders.train[:10]) == 10
@@ -63,11 +63,11 @@ def test_a_tensor_of_one_row_selects_a_list_of_one_file(folders: ImageFolders) -
 
 
 def test_the_digest_depends_on_the_names_and_sizes_of_the_files(folders: ImageFolders, copy: Path) -> None:
-    assert open_imagenet(copy).digest == folders.digest
+    assert open_folders("imagenet", copy).digest == folders.digest
     truncate(copy / "val" / "n01" / "n01_0.JPEG")
-    shorter = open_imagenet(copy).digest
+    shorter = open_folders("imagenet", copy).digest
     (copy / "val" / "n01" / "n01_0.JPEG").rename(copy / "val" / "n01" / "other.JPEG")
-    assert len({folders.digest, shorter, open_imagenet(copy).digest}) == 3
+    assert len({folders.digest, shorter, open_folders("imagenet", copy).digest}) == 3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_digest_depends_on_the_names_and_sizes_of_the_files(folders: ImageFo
 def test_incomplete_folders_are_refused_in_one_sentence(copy: Path, harm: Any, error: type, sentence: str) -> None:
     harm(copy)
     with pytest.raises(error, match=sentence.format(root=copy)) as raised:
-        open_imagenet(copy)
+        open_folders("imagenet", copy)
     assert "\n" not in str(raised.value)
 
 
@@ -117,7 +117,7 @@ def test_the_check_names_every_damaged_file_in_one_sentence(copy: Path) -> None:
     empty.write_bytes(b"")
     text.write_text("not an image")
     with pytest.raises(ValueError, match=r"3 of the 42 images in .* cannot be decoded, copy them again") as raised:
-        open_imagenet(copy).check()
+        open_folders("imagenet", copy).check()
     message = str(raised.value)
     assert all(str(path) in message for path in (truncated, empty, text))
     assert message.count(".JPEG") == 3
@@ -130,7 +130,7 @@ def test_the_check_names_every_damaged_file_in_one_sentence(copy: Path) -> None:
 def test_hidden_files_and_folders_are_not_taken_for_images_or_classes(tmp_path: Path) -> None:
     """As macOS and downloads leave them among the images."""
     root = make_image_tree(tmp_path)
-    before = open_imagenet(root)
+    before = open_folders("imagenet", root)
     for split in ("train", "val"):
         image = next((root / split / "n01").iterdir())
         for hidden in (".cache", "n01/.thumbnails"):
@@ -138,7 +138,7 @@ def test_hidden_files_and_folders_are_not_taken_for_images_or_classes(tmp_path: 
             (root / split / hidden / image.name).write_bytes(image.read_bytes())
         (root / split / "n01" / f"._{image.name}").write_bytes(b"not an image")
         (root / split / ".DS_Store").write_bytes(b"not an image")
-    after = open_imagenet(root)
+    after = open_folders("imagenet", root)
     assert after.classes == before.classes
     assert after.digest == before.digest
 
@@ -148,4 +148,4 @@ def test_a_split_with_hidden_folders_alone_has_no_class_folders(tmp_path: Path) 
     for folder in list((root / "val").iterdir()):
         folder.rename(folder.with_name(f".{folder.name}"))
     with pytest.raises(FileNotFoundError, match=rf"^{root / 'val'} has no class folders"):
-        open_imagenet(root)
+        open_folders("imagenet", root)

@@ -12,7 +12,7 @@ from image_tree import make_image_tree, truncate
 from torch import Tensor
 
 from rst.experiments.compose import compose
-from rst.experiments.data import FileLoader, Loader, RunData, load, open_imagenet, readable, with_label_noise
+from rst.experiments.data import FileLoader, Loader, RunData, load, open_folders, readable, with_label_noise
 from rst.experiments.errors import InputError
 from rst.experiments.spec import RunSpec
 
@@ -110,7 +110,7 @@ def test_the_ranks_divide_the_training_batches_and_the_test_images(tmp_path: Pat
 def test_a_folder_of_images_is_read_from_its_files(root: Path) -> None:
     data = RunData(spec_of_images(root), CPU)
     assert isinstance(data.loader(), FileLoader)
-    assert data.source.digest == open_imagenet(root).digest
+    assert data.source.digest == open_folders("imagenet", root).digest
 
 
 # Images that are not those of the spec --------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_folder_with_another_number_of_classes_is_refused(root: Path) -> None:
 
 
 def test_a_folder_with_the_digest_of_the_spec_is_accepted(root: Path) -> None:
-    digest = open_imagenet(root).digest
+    digest = open_folders("imagenet", root).digest
     data = RunData(spec_of_images(root, f"dataset.digest={digest}"), CPU)
     assert data.source.digest == digest
 
@@ -148,7 +148,7 @@ def test_a_folder_with_the_digest_of_the_spec_is_accepted(root: Path) -> None:
 def test_a_folder_with_another_digest_is_refused_in_a_sentence_that_names_both(root: Path) -> None:
     other = shutil.copytree(root, root.parent / "other")
     truncate(other / "val" / "n01" / "n01_0.JPEG")
-    expected, found = open_imagenet(root).digest, open_imagenet(other).digest
+    expected, found = open_folders("imagenet", root).digest, open_folders("imagenet", other).digest
     with pytest.raises(InputError) as raised:
         RunData(spec_of_images(other, f"dataset.digest={expected}"), CPU)
     assert str(raised.value) == (

@@ -14,7 +14,7 @@ from rst.experiments.data.splits import canonical
 CONFIGS = Path(__file__).parents[3] / "configs" / "dataset"
 
 
-@pytest.mark.parametrize(("key", "value"), [("name", "mnist"), ("source", "web"), ("image_size", 28), ("channels", 1)])
+@pytest.mark.parametrize(("key", "value"), [("image_size", 28), ("channels", 1)])
 def test_an_error_names_the_wrong_key_and_its_value(tmp_path: Path, key: str, value: object) -> None:
     arguments = {"name": "cifar10", "cache": tmp_path, "image_size": 32, "channels": 3, key: value}
     with pytest.raises(ValueError, match=rf"dataset\.{key}={value}"):

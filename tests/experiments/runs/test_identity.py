@@ -43,6 +43,7 @@ ANOTHER = {
     "dataset.source": "parquet",
     "scheme.gamma_ratio": 3.0,
     "variant.name": "asam",
+    "device": "cpu",
     "autocast": "bfloat16",
     "max_seeds": 2,
     "datasets": ["cifar10"],
