@@ -150,7 +150,7 @@ def _page(scales: Sequence[Scale], page: Path) -> str:
         parts.append(f"![The claims at scale {scale.name}]({figure})")
     by_claim = zip(*(scale.verdicts for scale in scales), strict=True)
     parts += [_section(verdicts, scales, page) for verdicts in by_claim]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, [*parts, _not_run(scales)])) + "\n"
 
 
 def _link(file: Path, page: Path) -> str:
@@ -189,12 +189,9 @@ def _section(verdicts: Sequence[Verdict], scales: Sequence[Scale], page: Path) -
         claim.content.claim,
         f"> {claim.content.quote} (Section {claim.content.section})",
     ]
-    pairs = list(zip(verdicts, scales, strict=True))
-    for verdict, scale in pairs:
+    for verdict, scale in zip(verdicts, scales, strict=True):
         if verdict.compared:
             parts += _evidence(verdict, scale, page)
-    if waiting := [(verdict, scale.name) for verdict, scale in pairs if not verdict.compared]:
-        parts.append(wrapped(_not_run(waiting)))
     return "\n\n".join(parts)
 
 
@@ -213,19 +210,27 @@ def _evidence(verdict: Verdict, scale: Scale, page: Path) -> list[str]:
     ]
 
 
-def _not_run(waiting: Sequence[tuple[Verdict, str]]) -> str:
-    """The scales that have no verdict on a claim, why, and the command that trains what is missing there."""
-    reasons = []
-    for verdict, scale in waiting:
-        diverged = f", {verdict.diverged} of them diverged" if verdict.diverged else ""
-        passes = f"; all take {_passes(verdict):,.0f} passes" if verdict.claim.runs else ""
-        reasons.append(f"`{scale}` ({verdict.why_not_run}{diverged}{passes})")
-    text = f"Not run at scale {' and '.join(reasons)}."
-    trainable = [scale for verdict, scale in waiting if verdict.claim.runs]
-    if not trainable:
-        return text
-    scale = trainable[0] if len(trainable) == 1 else "<scale>"
-    return f"{text} `python scripts/sweep.py {waiting[0][0].claim.name} scale={scale}` trains the rest."
+def _not_run(scales: Sequence[Scale]) -> str:
+    """Which claims have no verdict at which scale, why, and the command that trains what is missing."""
+    lines = []
+    for verdicts in zip(*(scale.verdicts for scale in scales), strict=True):
+        claim = verdicts[0].claim
+        reasons = {
+            f"`{scale.name}`": "" if verdict.compared else _why_not_run(verdict)
+            for scale, verdict in zip(scales, verdicts, strict=True)
+        }
+        if any(reasons.values()):
+            lines.append({"Claim": f"[{claim.name}](#{claim.name})", **reasons})
+    if not lines:
+        return ""
+    text = "`python scripts/sweep.py <claim> scale=<scale>` trains what is missing. Passes are those of all runs."
+    return "\n\n".join(["## Not run", text, _table(lines)])
+
+
+def _why_not_run(verdict: Verdict) -> str:
+    diverged = f", {verdict.diverged} diverged" if verdict.diverged else ""
+    passes = f"; {_passes(verdict):,.0f} passes" if verdict.claim.runs else ""
+    return f"{verdict.why_not_run}{diverged}{passes}"
 
 
 def _cost(verdict: Verdict, scale: Scale) -> str:

@@ -162,10 +162,13 @@ def test_a_checkpoint_of_another_run_is_refused(config: Config, unfinished: Reco
             lambda content: content.pop("ranks"),
             "has a network alone, not the state of its training: delete it to start anew",
         ),
-        (lambda content: content.pop("counters"), "does not fit the run, or is damaged: name another one"),
-        (lambda content: content["counters"].update(unknown=1), "does not fit the run, or is damaged: name another one"),
-        (lambda content: content.pop("lr_scheduler"), "does not fit the run, or is damaged: name another one"),
-        (lambda content: content["model"].popitem(), "does not fit the run, or is damaged: name another one"),
+        (lambda content: content.pop("counters"), "does not fit the run, or is damaged: name another"),
+        (
+            lambda content: content["counters"].update(unknown=1),
+            "does not fit the run, or is damaged: name another",
+        ),
+        (lambda content: content.pop("lr_scheduler"), "does not fit the run, or is damaged: name another"),
+        (lambda content: content["model"].popitem(), "does not fit the run, or is damaged: name another"),
     ],
 )
 def test_a_checkpoint_that_is_whole_but_does_not_fit_the_run_is_refused(config, unfinished, change, words):
