@@ -123,7 +123,7 @@ def committed(tables: list[Table]) -> dict[str, Line]:
         missing = {run.record.id for run in runs if run.record.status not in ENDED}
         own = {name: line for name, line in records.read(file).items() if name in missing}
         if own:
-            print(f"The results of {len(own)} runs that are missing here are in {file}: report.py uses them.")
+            print(f"{file} has the results of {len(own)} runs that are missing here: scripts/report.py writes them.")
         found |= own
     return found
 

@@ -80,7 +80,7 @@ def test_a_dry_run_says_how_many_results_of_missing_runs_are_committed(
     capsys.readouterr()
     assert script("sweep", "demo", "--dry-run", *overrides) == 0
     printed = capsys.readouterr().out
-    assert f"The results of 3 runs that are missing here are in {runs.parent / 'records.csv'}: report.py" in printed
+    assert f"{runs.parent / 'records.csv'} has the results of 3 runs that are missing here" in printed
 
 
 def test_where_no_run_of_a_kind_is_here_its_time_is_that_of_committed_results(
