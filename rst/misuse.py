@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,23 +63,36 @@ def _named(loss: object) -> str:
     return f"{name}: end it with return loss" if loss is None else f"{name}: leave .item() out"
 
 
+_open: dict[object, Sequence[Tensor]] = {}
+"""The parameters of the models whose passes are under way."""
+
+
 @contextmanager
 def no_optimizer_step(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Inside, ``step()`` of an optimizer that has one of these parameters raises RuntimeError."""
+    _watch_optimizers()
+    token = object()
+    _open[token] = parameters
+    try:
+        yield
+    finally:
+        del _open[token]
 
-    def refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+
+@cache
+def _watch_optimizers() -> None:
+    """Once and for good: another thread's optimizer may be going through the hooks of all optimizers."""
+    register_optimizer_step_pre_hook(_refuse)
+
+
+def _refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for parameters in list(_open.values()):
         own = set(map(id, parameters))
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise RuntimeError(
                 "optimizer.step() was called before the passes of the step were done: call it after the loop over "
                 "passes(), and after an interrupted loop call restore() first."
             )
-
-    hook = register_optimizer_step_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 class StillWeights:
