@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rst.experiments.errors import InputError
 from rst.experiments.report.figures import caption_of, draw, drawn_as
 from rst.experiments.report.figures.axis import COST_LABEL as COST
-from rst.experiments.report.figures.panels import apart, math
+from rst.experiments.report.figures.panels import apart, formula
 from rst.experiments.report.paper import paper_numbers
 from rst.experiments.tables.expansion import Table, load_table
 from rst.gate import Gate
@@ -318,7 +318,7 @@ def test_labels_are_moved_until_they_are_apart_and_no_further(places: list[float
 
 
 @pytest.mark.parametrize(
-    ("text", "formula"),
+    ("text", "expected"),
     [
         ("RST: p_cos1(t)", r"RST: $p_{\mathrm{cos1}}(t)$"),
         ("γ_rst near 1", r"$\gamma_{\mathrm{rst}}$ near 1"),
@@ -326,8 +326,8 @@ def test_labels_are_moved_until_they_are_apart_and_no_further(places: list[float
         ("a file_name of $5", r"a file_name of \$5"),
     ],
 )
-def test_symbols_are_set_as_formulas(text: str, formula: str) -> None:
-    assert math(text) == formula
+def test_symbols_are_set_as_formulas(text: str, expected: str) -> None:
+    assert formula(text) == expected
 
 
 def test_an_unknown_figure_is_answered_with_those_that_exist(lines: Table) -> None:
