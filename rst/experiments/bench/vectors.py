@@ -37,7 +37,8 @@ NOTE = (
     "CPU time of one thread (on CUDA: wall time) beyond the passes, a sharp step less two plain steps of as many "
     "micro-batches in the same round; over that of the fastest peer, and in brackets in milliseconds and in "
     "dispatched operations. ASAM is beside the fastest peer's ASAM. Several micro-batches are as many perturbations, "
-    "beside one perturbation of the peer."
+    "beside one perturbation of the peer. Peers are pytorch_optimizer and `textbook`, SAM as most people write it, a "
+    "loop over the parameters."
 )
 
 
