@@ -1,5 +1,6 @@
 """Verdicts on the claims of ``configs/claims.yaml``, computed from what came out of their runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -48,8 +49,16 @@ class Compared:
 
     @property
     def word(self) -> str:
-        """What the comparison shows by itself, without Holm's correction: "holds", "fails" or "undecided"."""
-        return _word(max(self.supports.t, self.supports.flip), max(self.opposes.t, self.opposes.flip))
+        """Where its 95 % interval lies: wholly as claimed ("holds"), wholly elsewhere ("fails"), else "undecided"."""
+        low, high = self.difference.low, self.difference.high
+        begin, end = self.expected
+        return "holds" if begin < low and high < end else "fails" if low > end or high < begin else "undecided"
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        """Between which values the claim expects the difference."""
+        end = self.margin or 0.0
+        return (-end if self.comparison.expect == "equal" else -math.inf), end
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,10 @@ def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Verdict]:
             verdicts.append(Verdict(claim, "not run", compared, diverged, [], 1.0, 1.0))
             continue
         p_holds, support, p_fails, opposition = next(adjusted)
-        word = _word(max(p_holds, support.flip), max(p_fails, opposition.flip))
+        holds, fails = max(p_holds, support.flip) <= LEVEL, max(p_fails, opposition.flip) <= LEVEL
+        word = "holds" if holds else "fails" if fails else "undecided"
         verdicts.append(Verdict(claim, word, "", diverged, compared, p_holds, p_fails))
     return verdicts
-
-
-def _word(p_holds: float, p_fails: float) -> str:
-    return "holds" if p_holds <= LEVEL else "fails" if p_fails <= LEVEL else "undecided"
 
 
 def side(weights: Mapping[str, float]) -> str:

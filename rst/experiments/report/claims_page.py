@@ -37,8 +37,8 @@ is undecided. To be shown, p of the paired t-test is at most 0.05 after Holm's c
 run at the scale, and p of the sign-flip test, which assumes no normal distribution, at most 0.05 by itself. A margin,
 for "as good as", is a share of the difference between the two rows that are named beside it. A claim of which
 runs are missing is not run, and nothing is concluded from those that are there. A run that diverged counts with the
-error of guessing. In the figures a mark says what its comparison shows by itself, without Holm's correction, and the
-colour of a name is the verdict."""
+error of guessing. In the figures a mark says whether the interval of its comparison lies wholly where the claim expects
+it ("holds") or wholly elsewhere ("fails"), and the colour of a name is the verdict."""
 
 SIGNS = {"lower": "a < b", "equal": "a = b ± margin", "not_higher": "a < b + margin"}
 """How a table writes the direction that a claim expects."""

@@ -217,7 +217,7 @@ def made_up(claim: Claim, errors: dict[str, list[float]]) -> dict[str, Outcome]:
     }
 
 
-def test_a_comparison_and_its_line_in_the_figure_say_what_it_shows_by_itself(load: Load) -> None:
+def test_a_comparison_and_its_line_in_the_figure_say_where_its_interval_lies(load: Load) -> None:
     claim = load()["both"]
     train(claim, {"SGD": 5, "SAM": 2, "RST": 7, "G-RST": 8})
     verdict = verdicts(claim)["both"]

@@ -30,9 +30,9 @@ def forest(verdicts: Sequence[Verdict], title: str) -> Figure:
     """a - b of every comparison with its 95 % interval, over the difference between the two rows of the claim's gap.
 
     Small dots are the networks and data sets alone. Left of 0, a is lower, and so better. The shaded part of a line is
-    where the claim expects a - b: below 0, below the margin, or within it. A mark says what its line shows by itself,
-    and the colour of a name the verdict on the whole claim, after Holm's correction. On the right stands what tells the
-    lines of a claim apart.
+    where the claim expects a - b: below 0, below the margin, or within it. A mark says whether the interval lies wholly
+    there, and the colour of a name the verdict on the whole claim. On the right stands what tells the lines of a claim
+    apart.
 
     Args:
         verdicts: the claims, from top to bottom; those that were not run are counted in the heading.
@@ -88,8 +88,7 @@ def _draw(ax: Axes, y: int, one: Compared) -> None:
         return min(max(value / unit, SIDES[0]), SIDES[1])
 
     low, high = one.difference.low, one.difference.high
-    end = one.margin or 0.0
-    begin = -end if one.comparison.expect == "equal" else SIDES[0] * unit
+    begin, end = one.expected
     ax.fill_betweenx([y - 0.42, y + 0.42], inside(begin), inside(end), color=CLAIMED, linewidth=0, zorder=0)
     ax.plot([inside(place.mean) for place in one.places.values()], [y] * len(one.places), **PLACE)
     ax.plot([inside(low), inside(high)], [y, y], color=colour, linewidth=1.6)
