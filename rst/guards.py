@@ -155,8 +155,6 @@ class Parts:
 
     def bystanders(self) -> list[tuple[Tensor, bool]]:
         """Frozen parameters and buffers; with each, whether kernels may write to it without a new version."""
-        if self._has_other_parts():
-            self._walk()
         frozen = [(p, False) for _, p in self.parameters if not p.requires_grad]
         buffers = [(own[name], uncounted) for own, name, uncounted in self._buffers]
         return frozen + [(buffer, uncounted) for buffer, uncounted in buffers if buffer is not None]
@@ -187,10 +185,13 @@ def copy_by_type(to: list[Tensor], values: list[Tensor]) -> None:
         torch._foreach_copy_([to[i] for i in of_type], [values[i] for i in of_type])
 
 
-def write_back(tensors: list[Tensor], values: list[Tensor]) -> None:
+def write_back(tensors: list[Tensor], values: list[Tensor], storages: list[torch.UntypedStorage]) -> None:
     """Give tensors their values back; memory that is not torch's own may be read-only: there only where they differ."""
-    changed = [i for i, t in enumerate(tensors) if t.untyped_storage().resizable() or not torch.equal(t, values[i])]
-    copy_by_type([tensors[i] for i in changed], [values[i] for i in changed])
+    own = [storage.resizable() for storage in storages]
+    if not all(own):
+        changed = [i for i, is_own in enumerate(own) if is_own or not torch.equal(tensors[i], values[i])]
+        tensors, values = [tensors[i] for i in changed], [values[i] for i in changed]
+    copy_by_type(tensors, values)
 
 
 def plain_name(name: str, wrappers: Iterable[str]) -> str:
@@ -230,6 +231,7 @@ class Bystanders:
 
         Raises RuntimeError where the body has changed one that the clean pass had left alone.
         """
+        self._parts.look()  # The clean pass may have given the model other parts.
         moving: list[Tensor] = []
         still: list[tuple[Tensor, object]] = []
         for tensor, uncounted in self._parts.bystanders():
@@ -249,7 +251,7 @@ class Bystanders:
             for tensor, (storage, offset, size, stride, address) in zip(moving, places, strict=True):
                 if tensor.data_ptr() != address:  # The body has given it another storage.
                     tensor.set_(storage, offset, size, stride)
-            write_back(moving, values)
+            write_back(moving, values, [storage for storage, *_ in places])
         if any(_stamp(tensor) != stamp for tensor, stamp in still):
             raise RuntimeError(
                 "a buffer or frozen parameter changed in the perturbed pass but not in the clean pass, so that its "
@@ -275,7 +277,7 @@ def keep_modules(model: nn.Module) -> Callable[[], None]:
             module._buffers.update(own)
         for buffer, stamp, value in values:
             if _is_written_uncounted(buffer) or _stamp(buffer) != stamp:
-                write_back([buffer], [value])
+                write_back([buffer], [value], [buffer.untyped_storage()])
 
     return restore
 
