@@ -162,7 +162,8 @@ def forecast(runs: Sequence[PlannedRun], workers: int, gpu_here: bool, committed
         else:
             elsewhere[found.device] += hours
     total = sum(here.values())
-    parts = [f"about {total:,.2g} hours by {workers} workers, by the times of {', '.join(here)}"] * bool(here)
+    time = f"{total:,.2g} hours" if total >= 1 else f"{60 * total:.2g} minutes"
+    parts = [f"about {time} by {workers} workers, by the times of {', '.join(here)}"] * bool(here)
     parts += [f"about {hours:,.3g} GPU-hours on {device}, without a GPU here" for device, hours in elsewhere.items()]
     parts += [f"an unknown time for {len(unknown)} of them"] * bool(unknown)
     full_size = any(run.spec.scale == "paper" and run.spec.dataset.name != "digits" for run in unknown)

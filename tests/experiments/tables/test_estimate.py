@@ -247,6 +247,12 @@ def test_the_forecast_is_the_time_of_the_passes_that_are_left_shared_by_workers_
     )
 
 
+def test_less_than_an_hour_is_said_in_minutes(copied: list[PlannedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "speed", lambda spec: Speed(60.0, "cpu", "a test"))
+    shutil.rmtree(copied[2].record.folder)  # a run of SAM: 4 passes
+    assert "about 2 minutes by 2 workers" in forecast(copied, 2, False).sentence
+
+
 @pytest.mark.parametrize(("gpu_here", "days"), [(True, False), (False, True)])
 def test_full_size_runs_without_a_gpu_take_days(tmp_path: Path, gpu_here: bool, days: bool) -> None:
     timed = forecast(full_size(tmp_path, "model=resnet18"), 8, gpu_here)
