@@ -23,7 +23,7 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist: choose one of {', '.join(sorted(error.options))}."
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
+    if isinstance(error, OverrideParseException) and re.fullmatch(r"[\w.~+]+", error.override):
         return f"{error.override} has no value: write key=value, as in scale=smoke."
     if isinstance(error, OverrideParseException) and re.match(rf"({_PATHS})=", error.override):
         key, _, path = error.override.partition("=")
