@@ -33,7 +33,7 @@ class Parts:
     """A model's parameters, buffers and wrappers, from a walk that is repeated only after the model gets other parts.
 
     On a network of many small tensors a walk takes longer than the perturbation itself. To look whether it is needed
-    takes 0.01 ms for ResNet18 and 0.07 ms for DenseNet-121.
+    takes 0.02 ms for ResNet18 and 0.1 ms for DenseNet-121.
 
     Args:
         model: the module that the loop calls.
@@ -68,11 +68,14 @@ class Parts:
     def _what_a_walk_finds(self) -> list[object]:
         """Classes, children and parameters of the modules, and the names of their buffers; compared by identity."""
         found: list[object] = [type(module) for module in self._modules]
-        for module in self._modules:
-            found += module._modules.values()
-            found += module._buffers
-            if not self.sharded:  # Those of `fully_shard` change places with the gathered ones all the time.
-                found += module._parameters.values()
+        is_sharded = bool(self.sharded)  # Then parameters change places with the gathered ones all the time.
+        for module in self._modules:  # Most have some of these empty, which takes less time to see than to add.
+            if children := module._modules:
+                found += children.values()
+            if buffers := module._buffers:
+                found += buffers
+            if not is_sharded and (parameters := module._parameters):
+                found += parameters.values()
         return found
 
     def _walk(self) -> None:

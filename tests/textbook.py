@@ -18,6 +18,18 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+class Counting(nn.Linear):
+    """Counts its forward passes in a buffer, which each of them makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps = self.steps + 1
+        return super().forward(x)
+
+
 class Network(nn.Module):
     """Convolution, BatchNorm and Dropout; one frozen parameter, and one layer that the forward pass never uses."""
 

@@ -36,9 +36,11 @@ def wanted(phrase: str) -> WrapValidator:
 
 def _device(name: str) -> str:
     try:
-        return name if name == "auto" else str(torch.device(name))
+        if name != "auto":
+            torch.device(name)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    return name
 
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

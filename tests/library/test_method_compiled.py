@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch._inductor.config
-from textbook import batch, left
+from textbook import Counting, batch, left
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
@@ -105,15 +105,6 @@ def test_a_loss_scale_compiles_nothing_more():
 
 
 def test_a_buffer_that_the_forward_pass_makes_anew_is_compiled_without_a_break():
-    class Counting(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(4, 2)
-            self.register_buffer("steps", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.steps = self.steps + 1
-            return super().forward(x)
-
     model = Counting()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     method = rst.RST(compiled, 0.1, schedules.always())

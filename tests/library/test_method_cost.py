@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from textbook import Network, assert_bitwise, batch, loss_on
+from textbook import Counting, Network, assert_bitwise, batch, loss_on
 from textbook_variants import device_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -349,15 +349,6 @@ def test_the_model_is_walked_again_after_it_has_got_a_new_layer(put):
 
 
 def test_a_buffer_that_every_forward_pass_makes_anew_causes_no_walk_and_keeps_one_copy(monkeypatch):
-    class Counting(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(4, 2)
-            self.register_buffer("steps", torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.steps = self.steps + 1
-            return super().forward(x)
-
     model = Counting()
     method = rst.RST(model, RHO, ALWAYS)
     method.backward(lambda: model(torch.ones(8, 4)).mean())

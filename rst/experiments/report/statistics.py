@@ -38,7 +38,10 @@ def interval(differences: ArrayLike) -> Interval:
 
 
 def half_interval(std: Any, n: Any) -> Any:
-    """t s/√n, half of the t interval of a mean of n values of standard deviation s; numbers or series."""
+    """t s/√n, half of the t interval of a mean of n values of standard deviation s; numbers or series.
+
+    It is nan for n < 2.
+    """
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * std / n**0.5
 
 

@@ -15,7 +15,7 @@ from rst.experiments.tables.claims import load_claims
 from rst.experiments.tables.expansion import runs_of
 
 FILES = {
-    "schemes": """
+    "table01": """
         title: Schemes
         overrides: [dataset=digits, model=wrn10_1, wandb.mode=disabled, device=cpu]
         rows: {SGD: [scheme=sgd], SAM: [scheme=sam], RST: [scheme=rst]}
@@ -28,13 +28,13 @@ claims:
     section: "1"
     quote: better
     claim: SAM is lower than SGD.
-    table: schemes
+    table: table01
     comparisons: [{a: SAM, b: SGD, expect: lower}]
   rst-beats-sam:
     section: "2"
     quote: even better
     claim: RST is lower than SAM.
-    table: schemes
+    table: table01
     comparisons: [{a: RST, b: SAM, expect: lower}]
 """
 
@@ -140,4 +140,6 @@ def test_the_commands_know_claims_beside_tables(
     assert "In all 12 runs" in capsys.readouterr().out
     assert script("report", "claims", own) == 0
     assert str(tmp_path / "claims.md") in capsys.readouterr().out
+    assert script("report", "claims", "--page", own) == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
     assert len(runs_of(claim.table for claim in load_claims([own]))) == 18

@@ -69,30 +69,39 @@ def test_a_dry_run_of_many_runs_has_one_line_for_each_cell(
     assert re.search(r"^2/2 done +4 +SGD$", text, re.MULTILINE)
 
 
-def test_a_dry_run_says_how_many_results_of_missing_runs_are_committed(
+Plan = Callable[[], str]
+
+
+@pytest.fixture
+def plan_after_a_report(
     copied: list[PlannedRun], script: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = copied[0].record.folder.parent
-    overrides = [*TINY, f"paths.runs={runs}", "max_seeds=2"]
+) -> Plan:
+    """What a dry run prints of the runs, whose results a report has put into ``records.csv``."""
+    overrides = [*TINY, f"paths.runs={copied[0].record.folder.parent}", "max_seeds=2"]
     assert script("report", "demo", *overrides) == 0
+
+    def printed() -> str:
+        capsys.readouterr()
+        assert script("sweep", "demo", "--dry-run", *overrides) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_a_dry_run_says_how_many_results_of_missing_runs_are_committed(
+    copied: list[PlannedRun], plan_after_a_report: Plan
+) -> None:
     for planned in copied[:3]:
         shutil.rmtree(planned.record.folder)
-    capsys.readouterr()
-    assert script("sweep", "demo", "--dry-run", *overrides) == 0
-    printed = capsys.readouterr().out
-    assert f"{runs.parent / 'records.csv'} has the results of 3 runs that are missing here" in printed
+    file = copied[0].record.folder.parents[1] / "records.csv"
+    assert f"{file} has the results of 3 runs that are missing here" in plan_after_a_report()
 
 
 def test_where_no_run_of_a_kind_is_here_its_time_is_that_of_committed_results(
-    copied: list[PlannedRun], script: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    copied: list[PlannedRun], plan_after_a_report: Plan
 ) -> None:
-    runs = copied[0].record.folder.parent
-    overrides = [*TINY, f"paths.runs={runs}", "max_seeds=2"]
-    assert script("report", "demo", *overrides) == 0
-    shutil.rmtree(runs)
-    capsys.readouterr()
-    assert script("sweep", "demo", "--dry-run", *overrides) == 0
-    assert "8 committed results, on cpu" in capsys.readouterr().out
+    shutil.rmtree(copied[0].record.folder.parent)
+    assert "8 committed results, on cpu" in plan_after_a_report()
 
 
 def test_a_word_that_names_no_table_is_refused_in_a_sentence(

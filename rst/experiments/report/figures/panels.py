@@ -47,9 +47,9 @@ def data_of(table: Table) -> pd.DataFrame:
     lines = lines.assign(paper_mean=lines["paper_mean"].where(comparable))
     paper_n = lines["dataset"].map(PAPER_SEEDS).fillna(OTHER_SEEDS)
     return lines.assign(
-        half=half_interval(lines["std"], lines["n"].where(lines["n"] > 1)),
-        half_seconds=half_interval(lines["train_seconds_std"], lines["timed"].where(lines["timed"] > 1)),
-        paper_half=half_interval(lines["paper_std"], paper_n.where(paper_n > 1)),
+        half=half_interval(lines["std"], lines["n"]),
+        half_seconds=half_interval(lines["train_seconds_std"], lines["timed"]),
+        paper_half=half_interval(lines["paper_std"], paper_n),
     )
 
 
